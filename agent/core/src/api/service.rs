@@ -1,0 +1,256 @@
+//! Services: what shall run, how often, and how it is reached.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Labels, Meta, Network, TaskSpec, is_default, nanos, null_as_default};
+use crate::{id::Id, time::Timestamp};
+
+/// A service as the store has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Service {
+    /// Identity.
+    #[serde(rename = "ID")]
+    pub id: Id<Service>,
+    /// Version and times.
+    pub meta: Meta,
+    /// What the user asked for.
+    pub spec: ServiceSpec,
+    /// What the user asked for before, for a rollback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_spec: Option<ServiceSpec>,
+    /// The version of the object when its task template was changed last.
+    pub spec_version: u64,
+    /// Addresses and ports given by the allocator.
+    pub endpoint: Endpoint,
+    /// How the last update went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_status: Option<UpdateStatus>,
+    /// The user has removed it; it goes when its tasks are gone.
+    pub pending_delete: bool,
+}
+
+impl Service {
+    /// How many tasks it shall have.
+    #[must_use]
+    pub fn replicas(&self) -> u64 {
+        let replicated = self.spec.mode.replicated.as_ref();
+        replicated.and_then(|mode| mode.replicas).unwrap_or(1)
+    }
+
+    /// Whether it publishes a port through the routing mesh.
+    #[must_use]
+    pub fn is_on_ingress(&self) -> bool {
+        let ports = self.spec.endpoint_spec.iter().flat_map(|spec| &spec.ports);
+        ports
+            .into_iter()
+            .any(|port| port.publish_mode == PublishMode::Ingress)
+    }
+}
+
+/// `ServiceSpec` of the Engine API.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// Name, a DNS label of at most 63 characters, unique in the cluster.
+    pub name: String,
+    /// Labels of the service.
+    #[serde(deserialize_with = "null_as_default")]
+    pub labels: Labels,
+    /// What each task is.
+    pub task_template: TaskSpec,
+    /// How many tasks.
+    pub mode: ServiceMode,
+    /// How an update proceeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_config: Option<UpdateConfig>,
+    /// How a rollback proceeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback_config: Option<UpdateConfig>,
+    /// How it is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_spec: Option<EndpointSpec>,
+    /// The old place of `TaskTemplate.Networks`, still sent by clients before API 1.44.
+    #[serde(
+        skip_serializing_if = "is_default",
+        deserialize_with = "null_as_default"
+    )]
+    pub networks: Vec<super::NetworkAttachmentConfig>,
+}
+
+/// How many tasks a service has. Exactly one field is set; none means one replica.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct ServiceMode {
+    /// A number of equal tasks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicated: Option<Replicated>,
+    /// One task on each eligible node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global: Option<Value>,
+    /// Tasks that run to their end, a number of times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicated_job: Option<Value>,
+    /// A task that runs to its end on each eligible node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub global_job: Option<Value>,
+}
+
+/// Mode `replicated`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct Replicated {
+    /// How many tasks; 1 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u64>,
+}
+
+/// How an update or a rollback proceeds.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct UpdateConfig {
+    /// How many tasks at a time; 0 is all. Docker's client sends 1 by default.
+    pub parallelism: u64,
+    /// Pause between groups.
+    #[serde(with = "nanos", skip_serializing_if = "is_default")]
+    pub delay: Duration,
+    /// `pause`, `continue` or `rollback`; empty is `pause`.
+    pub failure_action: String,
+    /// How long after its start a task's failure counts against the update; 5 s when 0.
+    #[serde(with = "nanos")]
+    pub monitor: Duration,
+    /// The share of failed tasks that is tolerated, 0 to 1.
+    pub max_failure_ratio: f32,
+    /// `stop-first` or `start-first`; empty is `stop-first`.
+    pub order: String,
+}
+
+/// How an update went.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct UpdateStatus {
+    /// `updating`, `completed`, `paused`, `rollback_started`, `rollback_paused` or `rollback_completed`.
+    pub state: String,
+    /// When it began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Timestamp>,
+    /// What to tell the user.
+    pub message: String,
+}
+
+/// How a service is reached: the user's wish.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct EndpointSpec {
+    /// Virtual address or DNS round robin.
+    pub mode: EndpointMode,
+    /// Published ports.
+    #[serde(
+        skip_serializing_if = "is_default",
+        deserialize_with = "null_as_default"
+    )]
+    pub ports: Vec<PortConfig>,
+}
+
+/// How a service's name resolves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum EndpointMode {
+    /// To one virtual address.
+    #[default]
+    #[serde(rename = "vip", alias = "")]
+    Vip,
+    /// To the tasks' own addresses.
+    #[serde(rename = "dnsrr")]
+    DnsRr,
+}
+
+/// One published port.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct PortConfig {
+    /// A name for it; informative.
+    #[serde(skip_serializing_if = "is_default")]
+    pub name: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port in the container.
+    pub target_port: u16,
+    /// Port on the nodes; 0 lets the allocator choose.
+    #[serde(skip_serializing_if = "is_default")]
+    pub published_port: u16,
+    /// On every node, or on those that run a task.
+    pub publish_mode: PublishMode,
+}
+
+/// Transport protocols of published ports.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    #[serde(alias = "")]
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// The lower-case name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+/// Where a published port is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PublishMode {
+    /// On every node, through the routing mesh.
+    #[default]
+    #[serde(alias = "")]
+    Ingress,
+    /// On the nodes that run a task.
+    Host,
+}
+
+/// How a service is reached: what the allocator gave.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Endpoint {
+    /// The wish that this fulfils.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spec: Option<EndpointSpec>,
+    /// Published ports, all numbers filled in.
+    pub ports: Vec<PortConfig>,
+    /// One per network, the ingress network first.
+    #[serde(rename = "VirtualIPs")]
+    pub virtual_ips: Vec<VirtualIp>,
+}
+
+/// The virtual address of a service on one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct VirtualIp {
+    /// The network.
+    #[serde(rename = "NetworkID")]
+    pub network_id: Id<Network>,
+    /// The address; its prefix is the network's.
+    pub addr: Ipv4Addr,
+    /// The firewall mark that stands for (service, network) in IPVS, from 256, unique in the cluster.
+    pub mark: u32,
+}

@@ -1,0 +1,275 @@
+//! Services: create, update, roll back, remove.
+
+use std::collections::BTreeSet;
+
+use super::{done, invalid, is_empty, names, task, unsupported};
+use crate::{
+    api::{
+        ApiError, ClusterResponse, Endpoint, EndpointMode, EndpointSpec, Meta, Protocol,
+        PublishMode, Service, ServiceMode, ServiceSpec, UpdateConfig,
+    },
+    id::Id,
+    manager::{Ctx, orchestrator::update, query},
+    store::{Change, Proposal, View},
+};
+
+/// More replicas of one service than any cluster runs.
+const MAX_REPLICAS: u64 = 1_000_000;
+/// More published ports than any service needs.
+const MAX_PORTS: usize = 1024;
+
+type Answer = Result<(Proposal, ClusterResponse), ApiError>;
+
+pub(super) fn create(view: &View, spec: &ServiceSpec, ctx: &mut Ctx) -> Answer {
+    let mut spec = spec.clone();
+    if spec.name.is_empty() {
+        spec.name = names::random_name(view, &mut ctx.rng);
+    }
+    let spec = checked(view, spec, None)?;
+    if let Some(other) = view.service_named(&spec.name) {
+        return Err(ApiError::Conflict(format!(
+            "name conflicts with an existing object: service {} already exists",
+            other.spec.name
+        )));
+    }
+    let id = Id::draw(&mut ctx.rng);
+    let service = Service {
+        id: id.clone(),
+        meta: Meta {
+            version: 0,
+            created_at: ctx.now,
+            updated_at: ctx.now,
+        },
+        spec,
+        previous_spec: None,
+        spec_version: 0,
+        endpoint: Endpoint::default(),
+        update_status: None,
+        pending_delete: false,
+    };
+    let proposal = Proposal::of([Change::put_service(service)]);
+    Ok((proposal, ClusterResponse::ServiceCreated(id)))
+}
+
+pub(super) fn update(
+    view: &View,
+    reference: &str,
+    version: u64,
+    spec: &ServiceSpec,
+    rollback: bool,
+    ctx: &mut Ctx,
+) -> Answer {
+    let old = query::find_service(view, reference)?;
+    if old.meta.version != version {
+        return Err(ApiError::OutOfSequence);
+    }
+    let mut service = Service::clone(&old);
+    service.meta.updated_at = ctx.now;
+    if rollback {
+        let Some(previous) = &service.previous_spec else {
+            return Err(ApiError::Precondition(format!(
+                "service {} does not have a previous spec",
+                old.spec.name
+            )));
+        };
+        // What was free then may be taken now.
+        let previous = checked(view, previous.clone(), Some(&old))?;
+        service.previous_spec = Some(previous);
+        update::roll_back(&mut service, ctx.now, "manually requested rollback");
+        return Ok((Proposal::of([Change::put_service(service)]), done()));
+    }
+    let mut spec = spec.clone();
+    if spec.name.is_empty() {
+        spec.name.clone_from(&old.spec.name);
+    }
+    if spec.name != old.spec.name {
+        return Err(unsupported(format!(
+            "renaming service {} to {}",
+            old.spec.name, spec.name
+        )));
+    }
+    let spec = checked(view, spec, Some(&old))?;
+    let same_tasks = spec.task_template == old.spec.task_template
+        && spec.endpoint_spec == old.spec.endpoint_spec;
+    if !same_tasks {
+        // Larger than at any earlier change, since the object's version grew with each of them.
+        service.spec_version = old.meta.version;
+    }
+    service.previous_spec = Some(std::mem::replace(&mut service.spec, spec));
+    service.update_status = None;
+    Ok((Proposal::of([Change::put_service(service)]), done()))
+}
+
+pub(super) fn remove(view: &View, reference: &str, ctx: &mut Ctx) -> Answer {
+    let service = query::find_service(view, reference)?;
+    let mut service = Service::clone(&service);
+    service.pending_delete = true;
+    service.meta.updated_at = ctx.now;
+    Ok((Proposal::of([Change::put_service(service)]), done()))
+}
+
+/// The spec in the form in which it is kept, or why it can't be. `old` is the service that it replaces.
+fn checked(
+    view: &View,
+    mut spec: ServiceSpec,
+    old: Option<&Service>,
+) -> Result<ServiceSpec, ApiError> {
+    names::check_name("Name", &spec.name)?;
+    names::check_labels("Labels", &spec.labels)?;
+    check_mode(&spec.mode)?;
+    // Clients before API 1.44 name the networks here.
+    if spec.task_template.networks.is_empty() {
+        spec.task_template.networks = std::mem::take(&mut spec.networks);
+    } else {
+        spec.networks.clear();
+    }
+    task::check(view, &mut spec.task_template)?;
+    for (field, config) in [
+        ("UpdateConfig", &spec.update_config),
+        ("RollbackConfig", &spec.rollback_config),
+    ] {
+        if let Some(config) = config {
+            check_update_config(field, config)?;
+        }
+    }
+    if let Some(endpoint) = &spec.endpoint_spec {
+        check_endpoint(endpoint)?;
+        check_ports_free(view, endpoint, old)?;
+    }
+    Ok(spec)
+}
+
+fn check_mode(mode: &ServiceMode) -> Result<(), ApiError> {
+    let others = [
+        ("Mode.Global (--mode global)", &mode.global),
+        (
+            "Mode.ReplicatedJob (--mode replicated-job)",
+            &mode.replicated_job,
+        ),
+        ("Mode.GlobalJob (--mode global-job)", &mode.global_job),
+    ];
+    for (field, value) in others {
+        // An empty object chooses the mode as well: only an absent one says nothing.
+        if value.as_ref().is_some_and(|value| !value.is_null()) {
+            return Err(unsupported(field));
+        }
+    }
+    let replicas = mode.replicated.as_ref().and_then(|it| it.replicas);
+    match replicas {
+        Some(many) if many > MAX_REPLICAS => Err(invalid(
+            "Mode.Replicated.Replicas",
+            format!("{many} is too many: give at most {MAX_REPLICAS}"),
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_update_config(field: &str, config: &UpdateConfig) -> Result<(), ApiError> {
+    let of_rollback = field == "RollbackConfig";
+    match config.failure_action.as_str() {
+        "" | "pause" | "continue" => {}
+        "rollback" if !of_rollback => {}
+        other => {
+            let choice = if of_rollback {
+                "pause or continue"
+            } else {
+                "pause, continue or rollback"
+            };
+            return Err(invalid(
+                format!("{field}.FailureAction"),
+                format!("unrecognized update failure action {other:?}: use {choice}"),
+            ));
+        }
+    }
+    if !["", "stop-first", "start-first"].contains(&config.order.as_str()) {
+        return Err(invalid(
+            format!("{field}.Order"),
+            format!(
+                "{:?} is no order: use stop-first or start-first",
+                config.order
+            ),
+        ));
+    }
+    if !(0.0..=1.0).contains(&config.max_failure_ratio) {
+        return Err(invalid(
+            format!("{field}.MaxFailureRatio"),
+            format!("{} is not from 0 to 1", config.max_failure_ratio),
+        ));
+    }
+    Ok(())
+}
+
+fn check_endpoint(endpoint: &EndpointSpec) -> Result<(), ApiError> {
+    if endpoint.ports.len() > MAX_PORTS {
+        return Err(invalid(
+            "EndpointSpec.Ports",
+            format!(
+                "{} are too many: give at most {MAX_PORTS}",
+                endpoint.ports.len()
+            ),
+        ));
+    }
+    let mut published = BTreeSet::new();
+    let mut entries = BTreeSet::new();
+    for (position, port) in endpoint.ports.iter().enumerate() {
+        let field = format!("EndpointSpec.Ports[{position}]");
+        if port.protocol == Protocol::Sctp {
+            return Err(unsupported(format!("{field}.Protocol sctp")));
+        }
+        if port.publish_mode == PublishMode::Host {
+            return Err(unsupported(format!("{field}.PublishMode host (mode=host)")));
+        }
+        if port.target_port == 0 {
+            return Err(invalid(
+                format!("{field}.TargetPort"),
+                "give a port from 1 to 65535",
+            ));
+        }
+        if endpoint.mode == EndpointMode::DnsRr {
+            return Err(invalid(
+                format!("{field}.PublishMode"),
+                "a port published with ingress mode can't be used with dnsrr mode: use endpoint mode vip, or do not publish",
+            ));
+        }
+        let number = (port.protocol, port.published_port);
+        if port.published_port != 0 && !published.insert(number) {
+            return Err(invalid(
+                format!("{field}.PublishedPort"),
+                format!(
+                    "duplicate published ports provided: {}",
+                    port.published_port
+                ),
+            ));
+        }
+        if !entries.insert((port.protocol, port.target_port, port.published_port)) {
+            return Err(invalid(&field, "the same port is given twice: remove one"));
+        }
+    }
+    Ok(())
+}
+
+fn check_ports_free(
+    view: &View,
+    endpoint: &EndpointSpec,
+    old: Option<&Service>,
+) -> Result<(), ApiError> {
+    for port in &endpoint.ports {
+        let holder = view.port_holder(port.protocol, port.published_port);
+        let foreign = holder.filter(|holder| old.is_none_or(|old| old.id != holder.id));
+        if let Some(holder) = foreign {
+            return Err(ApiError::Conflict(format!(
+                "port '{}' is already in use by service '{}' ({}) as an ingress port",
+                port.published_port, holder.spec.name, holder.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a JSON value that says anything.
+pub(super) fn refuse(field: &str, value: Option<&serde_json::Value>) -> Result<(), ApiError> {
+    match value {
+        Some(value) if !is_empty(value) => Err(unsupported(field)),
+        Some(_) | None => Ok(()),
+    }
+}

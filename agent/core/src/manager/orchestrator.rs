@@ -1,0 +1,133 @@
+//! Decides which tasks there shall be.
+
+mod replicated;
+pub(crate) mod restart;
+pub(crate) mod update;
+
+use std::collections::BTreeMap;
+
+use super::Ctx;
+use crate::{
+    api::{Meta, Service, Task, TaskState, TaskStatus},
+    id::Id,
+    store::{Change, Proposal, View},
+};
+
+/// At most so many new tasks in one pass; the next pass goes on.
+const MAX_NEW_TASKS: usize = 2000;
+
+/// Makes, replaces, starts and ends tasks until each service has what its spec says.
+#[must_use]
+pub fn orchestrate(view: &View, ctx: &mut Ctx) -> Vec<Proposal> {
+    let mut proposals = Vec::new();
+    let mut room = MAX_NEW_TASKS;
+    for service in view.services() {
+        if service.pending_delete {
+            let tasks = view.tasks_of_service(&service.id);
+            proposals.extend(tasks.filter_map(|task| remove(task)));
+            continue;
+        }
+        let plan = replicated::plan(view, service, room, ctx);
+        room -= plan.created.min(room);
+        proposals.extend(plan.proposals);
+    }
+    let stray = view
+        .tasks()
+        .filter(|task| view.service(&task.service_id).is_none());
+    proposals.extend(stray.filter_map(|task| remove(task)));
+    proposals
+}
+
+/// What a service wants changed.
+#[derive(Default)]
+struct ServicePlan {
+    proposals: Vec<Proposal>,
+    created: usize,
+}
+
+/// The tasks of one slot, oldest first; those that are being removed are left out.
+#[derive(Default)]
+struct Slot<'a> {
+    tasks: Vec<&'a Task>,
+}
+
+impl<'a> Slot<'a> {
+    /// Tasks that run or shall run.
+    fn live(&self) -> impl Iterator<Item = &'a Task> {
+        self.tasks.iter().copied().filter(|task| is_live(task))
+    }
+
+    fn newest(&self) -> Option<&'a Task> {
+        self.tasks.last().copied()
+    }
+}
+
+/// Whether a task is wanted and has not ended.
+fn is_live(task: &Task) -> bool {
+    task.desired_state <= TaskState::Running && !task.status.state.is_terminal()
+}
+
+fn slots<'a>(view: &'a View, service: &Service) -> BTreeMap<u64, Slot<'a>> {
+    let mut slots: BTreeMap<u64, Slot<'a>> = BTreeMap::new();
+    for task in view.tasks_of_service(&service.id) {
+        if task.desired_state < TaskState::Remove {
+            slots.entry(task.slot).or_default().tasks.push(task);
+        }
+    }
+    for slot in slots.values_mut() {
+        slot.tasks
+            .sort_by(|a, b| (a.meta.created_at, &a.id).cmp(&(b.meta.created_at, &b.id)));
+    }
+    slots
+}
+
+/// A task of a service as its spec is now. It comes after `predecessor` in its slot.
+fn new_task(service: &Service, slot: u64, predecessor: Option<&Task>, ctx: &mut Ctx) -> Task {
+    // The order in a slot is the order of creation, also when the clock was set back.
+    let after = predecessor.map(|task| task.meta.created_at.0 + 1);
+    let created_at = crate::time::Timestamp(after.map_or(ctx.now.0, |after| after.max(ctx.now.0)));
+    Task {
+        id: Id::draw(&mut ctx.rng),
+        meta: Meta {
+            version: 0,
+            created_at,
+            updated_at: created_at,
+        },
+        spec: service.spec.task_template.clone(),
+        spec_version: service.spec_version,
+        service_id: service.id.clone(),
+        service_name: service.spec.name.clone(),
+        service_labels: service.spec.labels.clone(),
+        slot,
+        node_id: None,
+        status: TaskStatus {
+            timestamp: ctx.now,
+            state: TaskState::New,
+            message: "created".to_owned(),
+            ..TaskStatus::default()
+        },
+        desired_state: TaskState::Running,
+        networks: Vec::new(),
+        endpoint: crate::api::Endpoint {
+            spec: service.spec.endpoint_spec.clone(),
+            ..crate::api::Endpoint::default()
+        },
+        not_before: None,
+        predecessor: predecessor.map(|task| task.id.clone()),
+        running_since: None,
+    }
+}
+
+/// The change that gives a task a later desired state, if it has not come that far.
+fn desire(task: &Task, state: TaskState) -> Option<Change> {
+    (task.desired_state < state).then(|| {
+        Change::put_task(Task {
+            desired_state: state,
+            ..task.clone()
+        })
+    })
+}
+
+fn remove(task: &Task) -> Option<Proposal> {
+    desire(task, TaskState::Remove).map(|change| Proposal::of([change]))
+}

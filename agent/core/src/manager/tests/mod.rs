@@ -1,0 +1,6 @@
+mod allocation;
+mod dispatch;
+mod lifecycle;
+mod placement;
+mod requests;
+mod updates;

@@ -1,0 +1,4 @@
+mod dirty;
+mod dns;
+mod golden;
+mod mesh;

@@ -1,0 +1,3 @@
+//! This machine as a whole: how it is configured.
+
+pub mod config;
