@@ -1,0 +1,294 @@
+//! The command line over both transports, against the same swarm in memory.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::Parser;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
+
+use super::{
+    Cli, bus, carry_out,
+    engine::{Engine, Host},
+    output::capture,
+    transport::Transport,
+};
+use crate::{
+    dbus::tests::PrivateBus,
+    docker_api::{
+        listener, router,
+        tests::{certificates::certificates, scratch},
+    },
+    management::memory,
+};
+
+/// Runs a command; its exit status and what it has written.
+async fn run(transport: &dyn Transport, arguments: &str) -> (Result<(), String>, String, String) {
+    let words = super::service_flags::words(arguments).unwrap();
+    let cli = Cli::try_parse_from(["skep".to_owned()].into_iter().chain(words)).unwrap();
+    capture::start();
+    let result = carry_out(transport, cli.command).await;
+    let (out, errors) = capture::end();
+    let result = result.map(|_| ()).map_err(|error| format!("{error:#}"));
+    (result, out, errors)
+}
+
+/// A command that must succeed; what it has written to standard output.
+async fn ok(transport: &dyn Transport, arguments: &str) -> String {
+    let (result, out, _) = run(transport, arguments).await;
+    assert_eq!(result, Ok(()), "{arguments}");
+    out
+}
+
+/// The same with texts that must be in the output.
+async fn shows(transport: &dyn Transport, arguments: &str, wanted: &[&str]) -> String {
+    let out = ok(transport, arguments).await;
+    for wanted in wanted {
+        assert!(out.contains(wanted), "{arguments}: no {wanted:?} in\n{out}");
+    }
+    out
+}
+
+fn socket(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("skep-cli-{name}-{}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    path
+}
+
+fn serve(path: &Path) -> Engine {
+    let listener = UnixListener::bind(path).unwrap();
+    tokio::spawn(listener::serve_unix(listener, router(memory::management())));
+    Engine::new(Host::Unix(path.to_owned()), None).unwrap()
+}
+
+#[tokio::test]
+async fn the_verbs_work_over_the_engine_api() {
+    let path = socket("engine");
+    let engine = serve(&path);
+    verbs(&engine).await;
+    std::fs::remove_file(path).unwrap();
+}
+
+#[tokio::test]
+async fn the_verbs_work_over_dbus() {
+    let private = PrivateBus::start();
+    let _agent = private.serve(memory::management()).await;
+    let bus = bus::Bus::over(private.connect().await);
+    verbs(&bus).await;
+}
+
+async fn verbs(node: &dyn Transport) {
+    of_the_swarm(node).await;
+    of_networks(node).await;
+    of_services(node).await;
+    of_containers(node).await;
+    assert_eq!(ok(node, "service rm whoami").await, "whoami\n");
+    assert_eq!(ok(node, "service ls -q").await, "");
+    refusals(node).await;
+    assert_eq!(ok(node, "network rm my-demo").await, "my-demo\n");
+    let left = ok(node, "swarm leave --force").await;
+    assert_eq!(left, "Node left the swarm.\n");
+}
+
+async fn of_the_swarm(node: &dyn Transport) {
+    shows(node, "info", &["Swarm: inactive", "Name: swarm-manager"]).await;
+    shows(node, "version", &["API version:      1.45"]).await;
+    let init = shows(
+        node,
+        "swarm init --advertise-addr 192.168.77.11",
+        &[
+            "is now a manager",
+            "skep swarm join --token SWMTKN-1-",
+            " 192.168.77.11:2377",
+        ],
+    )
+    .await;
+    assert!(
+        init.starts_with("Swarm initialized: current node ("),
+        "{init}"
+    );
+    let token = ok(node, "swarm join-token -q worker").await;
+    shows(
+        node,
+        "swarm join-token --rotate worker",
+        &["Successfully rotated"],
+    )
+    .await;
+    assert_ne!(ok(node, "swarm join-token -q worker").await, token);
+    shows(
+        node,
+        "info",
+        &["Swarm: active", "Nodes: 3", "Heartbeat Period: 5 seconds"],
+    )
+    .await;
+    let nodes = shows(
+        node,
+        "node ls",
+        &["swarm-worker2", "Leader", "Ready", "Active"],
+    )
+    .await;
+    assert_eq!(nodes.matches(" * ").count(), 1, "{nodes}");
+    shows(
+        node,
+        "node inspect self swarm-worker1",
+        &["192.168.77.21", "192.168.77.11"],
+    )
+    .await;
+}
+
+async fn of_networks(node: &dyn Transport) {
+    ok(node, "network create my-demo").await;
+    let listed = ok(node, "network ls").await;
+    let names: Vec<&str> = listed
+        .lines()
+        .skip(1)
+        .map(|line| line[15..].split(' ').next().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "bridge",
+            "docker_gwbridge",
+            "host",
+            "ingress",
+            "my-demo",
+            "none"
+        ]
+    );
+}
+
+async fn of_services(node: &dyn Transport) {
+    shows(
+        node,
+        "service create --name whoami --network my-demo --replicas 3 -p 8000:8000 --update-monitor 50ms -e A=b \
+         whoami serve --port 8000",
+        &["overall progress: 3 out of 3 tasks", "verify: Service converged"],
+    )
+    .await;
+    shows(
+        node,
+        "service ls",
+        &[
+            "whoami    replicated   3/3",
+            "whoami:latest   *:8000->8000/tcp",
+        ],
+    )
+    .await;
+    shows(
+        node,
+        "service inspect whoami",
+        &[
+            "\"whoami:latest@sha256:0",
+            "\"A=b\"",
+            "\"--port\"",
+            "\"10.255.0.",
+        ],
+    )
+    .await;
+    let two = ["verify: Service converged", "whoami scaled to 2"];
+    shows(node, "service scale whoami=2", &two).await;
+    let published = [
+        "overall progress: 2 out of 2 tasks",
+        "verify: Service converged",
+    ];
+    shows(
+        node,
+        "service update --publish-add 8080:8000 --env-rm A whoami",
+        &published,
+    )
+    .await;
+    shows(
+        node,
+        "service ls --filter name=who",
+        &["2/2", "*:8000->8000/tcp, *:8080->8000/tcp"],
+    )
+    .await;
+    shows(
+        node,
+        "service ps whoami",
+        &[" \\_ whoami.1", "Shutdown", "Running", " ago"],
+    )
+    .await;
+    shows(node, "explain whoami", &["every task of whoami runs"]).await;
+}
+
+async fn of_containers(node: &dyn Transport) {
+    let containers = shows(node, "ps", &["whoami.", "Up ", "\"serve --port 8000\""]).await;
+    let id = containers.lines().nth(1).unwrap()[..12].to_owned();
+    let (result, out, errors) = run(node, &format!("logs --tail 2 {id}")).await;
+    assert_eq!(
+        (result, out.as_str(), errors.as_str()),
+        (Ok(()), "GET /\n", "a warning\n")
+    );
+}
+
+async fn refusals(node: &dyn Transport) {
+    let cases = [
+        ("swarm init", "already part of a swarm"),
+        ("swarm leave", "manager"),
+        ("service inspect nothing", "service nothing not found"),
+        (
+            "service create --network nothing whoami",
+            "network nothing not found",
+        ),
+        ("service create -p 80:80:80 whoami", "is not a port"),
+        ("service create --mode global whoami", "only replicated"),
+        ("service create --name Bad_Name! whoami", "name"),
+        ("service scale x=y", "is not a number"),
+        ("service scale x=1", "service x not found"),
+        ("network create -d bridge local", "bridge"),
+        ("network rm host", "cannot be removed"),
+        ("node inspect nobody", "node nobody not found"),
+        ("node ls --filter colour=red", "invalid filter 'colour'"),
+        ("debug nobody tools -- ls", "node nobody not found"),
+        ("logs nothing", "container nothing not found"),
+    ];
+    for (arguments, wanted) in cases {
+        let (result, _, _) = run(node, arguments).await;
+        let error = result.expect_err(arguments);
+        assert!(error.contains(wanted), "{arguments}: {error}");
+        assert!(!error.contains('\n'), "{arguments}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn only_an_operator_is_let_in() {
+    let folder = scratch("cli-tls");
+    let config = certificates(&folder);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (_settings, receiver) = watch::channel(Some(Arc::new(config)));
+    let api = router(memory::management());
+    tokio::spawn(listener::serve_tls(listener, receiver, api));
+    let host = || Host::Tcp("127.0.0.1".to_owned(), port);
+    let operator = Engine::new(host(), Some(&folder.join("admin"))).unwrap();
+    shows(&operator, "version", &["API version:"]).await;
+    let node = Engine::new(host(), Some(&folder.join("node"))).unwrap();
+    let (result, _, _) = run(&node, "version").await;
+    let error = result.unwrap_err();
+    assert!(!error.contains('\n') && error.len() > 20, "{error}");
+    let nowhere = Engine::new(host(), Some(&folder)).err().unwrap();
+    assert!(format!("{nowhere:#}").contains("ca.pem"), "{nowhere:#}");
+    let nothing = Engine::new(host(), None).err().unwrap();
+    assert!(nothing.to_string().contains("--certs"), "{nothing}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn wrong_usage_is_told_apart() {
+    for wrong in [
+        "skep",
+        "skep service",
+        "skep service create",
+        "skep swarm join-token nobody",
+        "skep node ls --format {{.ID}}",
+    ] {
+        assert!(Cli::try_parse_from(wrong.split(' ')).is_err(), "{wrong}");
+    }
+    let debug = Cli::try_parse_from(["skep", "debug", "node1", "tools", "--", "ls", "-l"]);
+    assert!(debug.is_ok(), "{debug:?}");
+}

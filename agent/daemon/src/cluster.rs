@@ -1,0 +1,321 @@
+//! The swarm as the rest of the daemon sees it: one handle, whatever this node's part in it is.
+//!
+//! Behind it, [`membership`] is the one task that changes what this node is: it makes, joins, resumes and
+//! leaves swarms.
+
+pub mod api_certificate;
+mod founding;
+mod joining;
+pub mod membership;
+mod node;
+mod renewal;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use skep_core::{
+    api::{
+        ApiError, Availability, ClusterRequest, ClusterResponse, ClusterSpec, Node,
+        NodeDescription, Role,
+    },
+    id::Id,
+    store::View,
+    wire::skep::{ControlRequest, control_response},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    management::port::ClusterPort,
+    manager::Manager,
+    raft::{ProposeError, Published},
+    rpc::{dial::Dialer, managers::read_error, services::skep::control_client::ControlClient},
+};
+
+/// How a new swarm is made: the body of `POST /swarm/init`, without what Skep refuses.
+#[derive(Debug, Clone, Default)]
+pub struct InitParams {
+    /// The address by which the others reach this node; `skep.advertise=` or the only address of the
+    /// machine when absent.
+    pub advertise_addr: Option<IpAddr>,
+    /// Settings of the cluster.
+    pub spec: ClusterSpec,
+    /// Pools of subnets for overlays, `a.b.c.d/n`; 10.0.0.0/8 when empty.
+    pub default_addr_pool: Vec<String>,
+    /// Prefix length of an overlay's subnet; 24 when 0.
+    pub subnet_size: u8,
+    /// UDP port of the VXLAN; 4789 when 0.
+    pub data_path_port: u16,
+    /// Whether this node takes tasks.
+    pub availability: Availability,
+}
+
+/// How a node joins a swarm: the body of `POST /swarm/join`, without what Skep refuses.
+#[derive(Debug, Clone, Default)]
+pub struct JoinParams {
+    /// Managers to ask, `address[:port]`; the port is 2377 when it is left out.
+    pub remote_addrs: Vec<String>,
+    /// A complete `SWMTKN-1-…` token.
+    pub join_token: String,
+    /// As in [`InitParams`].
+    pub advertise_addr: Option<IpAddr>,
+    /// Whether this node takes tasks.
+    pub availability: Availability,
+}
+
+/// This node's part in a swarm; names as `Swarm.LocalNodeState` of `GET /info`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LocalNodeState {
+    /// In no swarm.
+    #[default]
+    Inactive,
+    /// Joining: waits for its certificate or its first session.
+    Pending,
+    /// In a swarm.
+    Active,
+    /// In a swarm, or on the way into one, and it cannot go on by itself: see `error`.
+    Error,
+}
+
+/// What this node knows of its swarm.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SwarmStatus {
+    /// Its part in it.
+    pub state: LocalNodeState,
+    /// This node's id, once a manager has given one.
+    pub node_id: Option<Id<Node>>,
+    /// This node's role.
+    pub role: Role,
+    /// The address that this node advertises.
+    pub node_addr: Option<IpAddr>,
+    /// Why it is in state `Error`, or what the last attempt to join met; one line, empty when all is well.
+    pub error: String,
+    /// The managers: node id (empty while not known) and `address:port`.
+    pub managers: Vec<(String, String)>,
+}
+
+/// Gives what the node says of itself.
+pub type Describe = Arc<dyn Fn() -> NodeDescription + Send + Sync>;
+
+/// The swarm, from any front door. Cheap to clone.
+#[derive(Clone)]
+pub struct ClusterHandle {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// How long a request waits for the end of an election.
+const LEADER_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between two looks for a leader.
+const LEADER_POLL: Duration = Duration::from_millis(50);
+
+/// What [`membership`] shows to handles.
+struct Shared {
+    published: Arc<Published>,
+    version: watch::Sender<u64>,
+    status: watch::Sender<SwarmStatus>,
+    manager: Mutex<Option<(Manager, Dialer)>>,
+}
+
+/// What a front door asks of [`membership`].
+enum Command {
+    Init(Box<InitParams>, oneshot::Sender<Result<Id<Node>, ApiError>>),
+    Join(JoinParams, oneshot::Sender<Result<Id<Node>, ApiError>>),
+    Leave(bool, oneshot::Sender<Result<(), ApiError>>),
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            published: Arc::new(watch::Sender::new(None)),
+            version: watch::Sender::new(0),
+            status: watch::Sender::new(SwarmStatus::default()),
+            manager: Mutex::new(None),
+        }
+    }
+
+    fn manager(&self) -> MutexGuard<'_, Option<(Manager, Dialer)>> {
+        self.manager.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ClusterHandle {
+    /// Carries out one request, on the leader if need be. It answers when the result is committed and
+    /// shows in [`ClusterHandle::view`].
+    ///
+    /// # Errors
+    /// What the request was refused for, or `Unavailable` on a worker or without a leader.
+    pub async fn request(&self, request: ClusterRequest) -> Result<ClusterResponse, ApiError> {
+        let manager = self.shared.manager().clone();
+        let Some((manager, dialer)) = manager else {
+            return Err(not_a_manager());
+        };
+        let begun = tokio::time::Instant::now();
+        loop {
+            match manager.request(&request).await {
+                Ok(answer) => return answer,
+                Err(ProposeError::NotLeader(Some(leader))) => {
+                    let leader = &leader.addr;
+                    return self.forward(&manager, &dialer, leader, &request).await;
+                }
+                // An election is on, and nothing of the request is in the log.
+                Err(ProposeError::NotLeader(None)) if begun.elapsed() < LEADER_PATIENCE => {
+                    tokio::time::sleep(LEADER_POLL).await;
+                }
+                Err(ProposeError::NotLeader(None)) => return Err(no_leader()),
+                Err(error @ (ProposeError::Busy | ProposeError::Stopped(_))) => {
+                    return Err(ApiError::Unavailable(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// Has the leader carry out a request, and waits until this manager has what came of it.
+    async fn forward(
+        &self,
+        manager: &Manager,
+        dialer: &Dialer,
+        leader: &str,
+        request: &ClusterRequest,
+    ) -> Result<ClusterResponse, ApiError> {
+        let unavailable = |why: String| ApiError::Unavailable(why);
+        let document =
+            serde_json::to_vec(request).map_err(|error| unavailable(error.to_string()))?;
+        let channel = dialer.dial(leader).await;
+        let channel = channel.map_err(|error| unavailable(error.to_string()))?;
+        let answer = ControlClient::new(channel)
+            .request(ControlRequest { document })
+            .await
+            .map_err(|status| unavailable(format!("the leader answers: {}", status.message())))?
+            .into_inner();
+        let response = match answer.result {
+            Some(control_response::Result::Document(document)) => serde_json::from_slice(&document)
+                .map_err(|error| unavailable(format!("the leader's answer: {error}")))?,
+            Some(control_response::Result::Error(error)) => return Err(read_error(error)),
+            None => return Err(no_leader()),
+        };
+        manager.raft().caught_up(answer.version).await;
+        Ok(response)
+    }
+
+    /// The cluster's objects; `None` unless this node is a manager.
+    #[must_use]
+    pub fn view(&self) -> Option<View> {
+        self.shared.published.borrow().clone()
+    }
+
+    /// The version of [`ClusterHandle::view`]; changes after each commit. 0 on a worker.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.shared.version.subscribe()
+    }
+
+    /// The node that leads, as far as this manager knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<Id<Node>> {
+        let manager = self.shared.manager();
+        let leader = manager.as_ref()?.0.raft().leader()?;
+        leader.node_id.parse().ok()
+    }
+
+    /// This node's part in a swarm.
+    #[must_use]
+    pub fn status(&self) -> SwarmStatus {
+        self.shared.status.borrow().clone()
+    }
+
+    /// Changes of [`ClusterHandle::status`].
+    #[must_use]
+    pub fn watch_status(&self) -> watch::Receiver<SwarmStatus> {
+        self.shared.status.subscribe()
+    }
+
+    /// Makes a new swarm with this node as its first manager.
+    ///
+    /// # Errors
+    /// `Unavailable` if the node is in a swarm already, `Invalid` for a parameter.
+    pub async fn swarm_init(&self, params: InitParams) -> Result<Id<Node>, ApiError> {
+        self.command(|answer| Command::Init(Box::new(params), answer))
+            .await
+    }
+
+    /// Joins a swarm. Returns when the first session with a manager stands, or after 20 s with
+    /// `Unavailable` while the attempts go on in the background, as Docker does.
+    ///
+    /// # Errors
+    /// `Unavailable` if the node is in a swarm already, `Invalid` for a token or address.
+    pub async fn swarm_join(&self, params: JoinParams) -> Result<Id<Node>, ApiError> {
+        self.command(|answer| Command::Join(params, answer)).await
+    }
+
+    /// Leaves the swarm: stops what it runs for it and forgets its identity.
+    ///
+    /// # Errors
+    /// `Unavailable` when in no swarm, `Precondition` on a manager without `force`.
+    pub async fn swarm_leave(&self, force: bool) -> Result<(), ApiError> {
+        self.command(|answer| Command::Leave(force, answer)).await
+    }
+
+    async fn command<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Command,
+    ) -> Result<T, ApiError> {
+        let (answer, result) = oneshot::channel();
+        let stopping = || ApiError::Unavailable("this node is shutting down".to_owned());
+        let sent = self.commands.send(make(answer)).await;
+        sent.map_err(|_| stopping())?;
+        result.await.unwrap_or_else(|_| Err(stopping()))
+    }
+}
+
+#[async_trait::async_trait]
+impl ClusterPort for ClusterHandle {
+    fn status(&self) -> SwarmStatus {
+        ClusterHandle::status(self)
+    }
+
+    fn view(&self) -> Option<View> {
+        ClusterHandle::view(self)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.subscribe()
+    }
+
+    async fn request(&self, request: ClusterRequest) -> Result<ClusterResponse, ApiError> {
+        ClusterHandle::request(self, request).await
+    }
+
+    async fn init(&self, params: InitParams) -> Result<Id<Node>, ApiError> {
+        self.swarm_init(params).await
+    }
+
+    async fn join(&self, params: JoinParams) -> Result<Id<Node>, ApiError> {
+        self.swarm_join(params).await
+    }
+
+    async fn leave(&self, force: bool) -> Result<(), ApiError> {
+        self.swarm_leave(force).await
+    }
+}
+
+fn no_leader() -> ApiError {
+    ApiError::Unavailable(
+        "The swarm does not have a leader. It's possible that too few managers are online. Make sure \
+         more than half of the managers are online."
+            .to_owned(),
+    )
+}
+
+/// Docker's words for a cluster request on a worker or outside a swarm.
+fn not_a_manager() -> ApiError {
+    ApiError::Unavailable(
+        "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
+         Please run this command on a manager node or promote the current node to a manager."
+            .to_owned(),
+    )
+}

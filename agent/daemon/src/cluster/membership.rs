@@ -1,0 +1,718 @@
+//! The one task that changes what this node is: it resumes, makes, joins and leaves swarms.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use skep_core::{
+    api::{ApiError, Availability, Node},
+    id::Id,
+    manager::{Ctx, found},
+    node::Input,
+    rng::Rng,
+    system::config::{Config, Start},
+    wire::token::JoinToken,
+};
+use skep_host::{clock, entropy, machine, storage};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ClusterHandle, Command, Describe, InitParams, JoinParams, LocalNodeState, Shared, SwarmStatus,
+    api_certificate::ApiCertificate,
+    founding,
+    joining::{Joining, attempts},
+    node::{Parting, Running, is_manager, start_manager, take_part},
+    renewal::Renewal,
+};
+use crate::{
+    identity::{
+        NodeIdentity, Vault,
+        storage::{Managers, Settings},
+        tls::CertificateCell,
+    },
+    manager::Manager,
+    ports::{self, Ports},
+    raft::StartError,
+    rpc::{
+        CLUSTER_PORT,
+        join::JoinFailure,
+        session::{Event, NodeLink},
+    },
+};
+
+/// Requests of front doors that wait.
+const COMMANDS: usize = 8;
+/// Docker's `swarm join` waits so long for the first session.
+const JOIN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a command that was carried out waits for the first session.
+const ENTER_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the API certificate is looked at.
+const API_CHECK: Duration = Duration::from_secs(30);
+
+/// What the task needs of the rest of the daemon.
+pub struct MembershipParts {
+    /// The node's configuration.
+    pub config: Arc<Config>,
+    /// Folder of the state that outlives a reboot.
+    pub state: PathBuf,
+    /// The port on which managers listen.
+    pub ports: Arc<Ports>,
+    /// The node's machine.
+    pub link: NodeLink,
+    /// Gives what the node says of itself.
+    pub describe: Describe,
+    /// The certificate of 2376, to be kept up to date.
+    pub api: ApiCertificate,
+    /// Ends it.
+    pub stop: CancellationToken,
+}
+
+/// The task.
+pub struct Membership {
+    parts: Parts,
+    shared: Arc<Shared>,
+    vault: Vault,
+    commands: mpsc::Receiver<Command>,
+    running: Option<Running>,
+    link: Option<NodeLink>,
+    joining: Option<Joining>,
+    entering: Option<Entering>,
+    renewal: Renewal,
+    rng: Rng,
+}
+
+/// [`MembershipParts`] without what the task takes out of it.
+struct Parts {
+    config: Arc<Config>,
+    state: PathBuf,
+    ports: Arc<Ports>,
+    describe: Describe,
+    api: ApiCertificate,
+    stop: CancellationToken,
+}
+
+/// Who waits for this node's first session.
+struct Entering {
+    answer: oneshot::Sender<Result<Id<Node>, ApiError>>,
+    node_id: Id<Node>,
+    deadline: tokio::time::Instant,
+}
+
+/// Something for the task to do.
+enum Turn {
+    Stop,
+    Command(Command),
+    Event(Event),
+    Joined(Result<(NodeIdentity, String), String>),
+    JoinTooLong,
+    EnterTooLong,
+    RenewalDue,
+    Renewed(Result<NodeIdentity, JoinFailure>),
+    CheckApi,
+}
+
+/// Makes the task and the handle on it.
+///
+/// # Errors
+/// When the folder of identities cannot be used.
+pub fn membership(
+    parts: MembershipParts,
+) -> Result<(ClusterHandle, Membership), crate::identity::IdentityError> {
+    let vault = Vault::open(&parts.state.join("identity"))?;
+    let shared = Arc::new(Shared::new());
+    let (sender, commands) = mpsc::channel(COMMANDS);
+    let handle = ClusterHandle {
+        shared: Arc::clone(&shared),
+        commands: sender,
+    };
+    let membership = Membership {
+        parts: Parts {
+            config: parts.config,
+            state: parts.state,
+            ports: parts.ports,
+            describe: parts.describe,
+            api: parts.api,
+            stop: parts.stop,
+        },
+        shared,
+        vault,
+        commands,
+        running: None,
+        link: Some(parts.link),
+        joining: None,
+        entering: None,
+        renewal: Renewal::default(),
+        rng: Rng::seeded(entropy::bits64()?),
+    };
+    Ok((handle, membership))
+}
+
+impl Membership {
+    /// Runs until the daemon stops.
+    pub async fn run(mut self) {
+        tokio::spawn(follow_version(Arc::clone(&self.shared)));
+        self.begin().await;
+        loop {
+            self.refresh_api().await;
+            match self.turn().await {
+                Turn::Stop => break,
+                Turn::Command(Command::Init(params, answer)) => {
+                    let done = self.init(*params).await;
+                    self.answer_in_session(Some(answer), done);
+                }
+                Turn::Command(Command::Join(params, answer)) => {
+                    self.start_join(params, Some(answer))
+                }
+                Turn::Command(Command::Leave(force, answer)) => {
+                    let done = self.leave(force).await;
+                    let _ = answer.send(done);
+                }
+                Turn::Event(event) => self.event(event).await,
+                Turn::Joined(result) => self.joined(result).await,
+                Turn::JoinTooLong => self.join_too_long(),
+                Turn::EnterTooLong => self.entered(),
+                Turn::RenewalDue => self.start_renewal(),
+                Turn::Renewed(result) => self.renewed(result).await,
+                Turn::CheckApi => {}
+            }
+        }
+        if let Some(joining) = self.joining.take() {
+            joining.attempts.abort();
+        }
+        if let Some(running) = self.running.take() {
+            running.stop(&self.shared, Parting::Pause).await;
+        }
+    }
+
+    async fn turn(&mut self) -> Turn {
+        let renewal_due = self.renewal.due;
+        let due = async {
+            match renewal_due {
+                Some(at) => sleep(at.since(clock::timestamp())).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = async {
+            match &mut self.running {
+                Some(running) => match running.events.recv().await {
+                    Some(event) => event,
+                    None => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        let deadline = self.joining.as_ref().and_then(|joining| {
+            let waits = joining.waiting.is_some();
+            waits.then_some(joining.deadline)
+        });
+        let too_long = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let entering = self.entering.as_ref().map(|entering| entering.deadline);
+        let enter_too_long = async {
+            match entering {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let attempts = self.joining.as_mut().map(|joining| &mut joining.attempts);
+        tokio::select! {
+            () = self.parts.stop.cancelled() => Turn::Stop,
+            command = self.commands.recv() => command.map_or(Turn::Stop, Turn::Command),
+            event = event => Turn::Event(event),
+            result = ended(attempts) => Turn::Joined(result.unwrap_or_else(|error| Err(error.to_string()))),
+            () = too_long => Turn::JoinTooLong,
+            () = enter_too_long => Turn::EnterTooLong,
+            result = ended(self.renewal.work.as_mut()) => Turn::Renewed(
+                result.unwrap_or_else(|error| Err(JoinFailure::Temporary(error.to_string()))),
+            ),
+            () = due => Turn::RenewalDue,
+            () = sleep(API_CHECK) => Turn::CheckApi,
+        }
+    }
+
+    /// Goes on where the last life ended, or does what the configuration says.
+    async fn begin(&mut self) {
+        match self.vault.node() {
+            Ok(Some(identity)) => self.resume(identity).await,
+            Ok(None) => self.begin_anew().await,
+            Err(error) => {
+                // A damaged identity is not replaced by a new one behind the operator's back.
+                tracing::error!(%error, "the identity of this node cannot be read: leave the swarm and join it again: {error}");
+                self.set_error(error.to_string());
+            }
+        }
+    }
+
+    async fn begin_anew(&mut self) {
+        let config = Arc::clone(&self.parts.config);
+        match &config.start {
+            Start::Wait => tracing::info!("this node is in no swarm and waits for an operator"),
+            Start::Init => {
+                let begun = self.init(InitParams::default()).await;
+                if let Err(error) = begun {
+                    tracing::error!(%error, "the swarm could not be made: {error}");
+                    self.set_error(error.to_string());
+                }
+            }
+            Start::Join { token, managers } => {
+                let params = JoinParams {
+                    remote_addrs: managers.clone(),
+                    join_token: token.clone(),
+                    ..JoinParams::default()
+                };
+                self.start_join(params, None);
+            }
+        }
+    }
+
+    fn set_status(&self, change: impl FnOnce(&mut SwarmStatus)) {
+        self.shared.status.send_modify(change);
+    }
+
+    fn set_error(&self, error: String) {
+        self.set_status(|status| {
+            status.state = LocalNodeState::Error;
+            status.error = error;
+        });
+    }
+
+    /// The address that others know this node by.
+    fn advertise(&self, chosen: Option<IpAddr>) -> Option<IpAddr> {
+        let saved = self.vault.settings().unwrap_or_default().advertise;
+        let config = self.parts.config.advertise;
+        chosen
+            .or(config)
+            .or(saved)
+            .or_else(machine::default_address)
+            .or_else(|| machine::addresses().into_iter().next())
+    }
+
+    async fn resume(&mut self, identity: NodeIdentity) {
+        tracing::info!(node.id = %identity.node_id, "this node goes on in its swarm");
+        let Some(advertise) = self.advertise(None) else {
+            let line = "this machine has no address to advertise: give skep.advertise=";
+            return self.set_error(line.to_owned());
+        };
+        let cell = Arc::new(CertificateCell::default());
+        let set = cell.set(&identity.certificate, &identity.key);
+        if let Err(error) = set {
+            return self.set_error(error.to_string());
+        }
+        let managers = self.vault.managers().unwrap_or_default().managers;
+        let manager = match is_manager(&identity) {
+            true => match self.manager(&identity, &cell).await {
+                Ok(manager) => Some(manager),
+                Err(error) => {
+                    tracing::error!(%error, "this manager does not manage: {error}");
+                    self.set_error(error.to_string());
+                    None
+                }
+            },
+            false => None,
+        };
+        self.start(identity, cell, advertise, manager, managers)
+            .await;
+    }
+
+    async fn manager(
+        &self,
+        identity: &NodeIdentity,
+        cell: &Arc<CertificateCell>,
+    ) -> Result<(Manager, CancellationToken), StartError> {
+        let folder = self.parts.state.join("raft");
+        start_manager(identity, cell, &folder, &self.parts.ports, &self.shared).await
+    }
+
+    /// Begins sessions. A manager that is not in consensus yet asks to be.
+    async fn start(
+        &mut self,
+        identity: NodeIdentity,
+        cell: Arc<CertificateCell>,
+        advertise: IpAddr,
+        manager: Option<(Manager, CancellationToken)>,
+        mut managers: Vec<(String, String)>,
+    ) {
+        if let Some((manager, stop)) = &manager {
+            let own = SocketAddr::new(advertise, CLUSTER_PORT).to_string();
+            managers.retain(|(id, _)| *id != identity.node_id.as_str());
+            if manager.raft().is_member().await {
+                managers.insert(0, (identity.node_id.to_string(), own));
+            } else {
+                let stop = stop.clone();
+                let (identity, cell) = (identity.clone(), Arc::clone(&cell));
+                let known = managers.clone();
+                tokio::spawn(take_part(identity, cell, advertise, known, stop));
+            }
+        }
+        self.set_status(|status| {
+            *status = SwarmStatus {
+                state: LocalNodeState::Pending,
+                node_id: Some(identity.node_id.clone()),
+                role: identity.role,
+                node_addr: Some(advertise),
+                error: String::new(),
+                managers: managers.clone(),
+            };
+        });
+        self.renewal.plan(&identity, &mut self.rng);
+        let Some(link) = self.link.take() else {
+            return self.set_error("the node's machine is gone".to_owned());
+        };
+        let describe = Arc::clone(&self.parts.describe);
+        match Running::start(identity, cell, advertise, manager, managers, describe, link) {
+            Ok(running) => self.running = Some(running),
+            Err((link, error)) => {
+                self.link = Some(link);
+                self.set_error(error);
+            }
+        }
+    }
+
+    fn refuse_if_member(&self) -> Result<(), ApiError> {
+        if self.running.is_some() || self.joining.is_some() {
+            return Err(ApiError::Unavailable(
+                "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    async fn init(&mut self, params: InitParams) -> Result<Id<Node>, ApiError> {
+        self.refuse_if_member()?;
+        let advertise = self
+            .advertise(params.advertise_addr)
+            .ok_or_else(|| ApiError::Invalid {
+                field: "AdvertiseAddr".to_owned(),
+                why: "this machine has no address to choose: give one".to_owned(),
+            })?;
+        let failed =
+            |why: String| ApiError::Unavailable(format!("the swarm could not be made: {why}"));
+        let (identity, foundation) =
+            founding::foundation(&self.parts.config, params.clone(), advertise)
+                .map_err(|error| failed(error.to_string()))?;
+        let node_id = identity.node_id.clone();
+        let ctx = Ctx::new(clock::timestamp(), self.rng.fork("found"));
+        let proposal = found::found(foundation, &ctx)?;
+        let raft = self.parts.state.join("raft");
+        storage::remove_folder(&raft).map_err(|error| failed(error.chain()))?;
+        let cell = Arc::new(CertificateCell::default());
+        cell.set(&identity.certificate, &identity.key)
+            .map_err(|error| failed(error.to_string()))?;
+        let started = self.manager(&identity, &cell).await;
+        let manager = started.map_err(|error| failed(error.to_string()))?;
+        if let Err(error) =
+            founding::begin(&self.vault, &manager.0, &identity, advertise, proposal).await
+        {
+            // Nothing half-done stays.
+            manager.1.cancel();
+            manager.0.raft().stop().await;
+            *self.shared.manager() = None;
+            self.shared.published.send_replace(None);
+            return Err(failed(error));
+        }
+        self.remember(Some(advertise), params.availability);
+        tracing::info!(node.id = %node_id, "a swarm was made, this node is its first manager");
+        self.start(identity, cell, advertise, Some(manager), Vec::new())
+            .await;
+        Ok(node_id)
+    }
+
+    fn remember(&self, advertise: Option<IpAddr>, availability: Availability) {
+        let settings = Settings {
+            advertise,
+            availability,
+        };
+        if let Err(error) = self.vault.set_settings(&settings) {
+            tracing::warn!(%error, "the address of this node could not be saved: {error}");
+        }
+    }
+
+    fn start_join(
+        &mut self,
+        params: JoinParams,
+        waiting: Option<oneshot::Sender<Result<Id<Node>, ApiError>>>,
+    ) {
+        if let Err(error) = self.check_join(&params) {
+            match waiting {
+                Some(waiting) => {
+                    let _ = waiting.send(Err(error));
+                }
+                None => {
+                    tracing::error!(%error, "this node cannot join: {error}");
+                    self.set_error(error.to_string());
+                }
+            }
+            return;
+        }
+        self.set_status(|status| {
+            *status = SwarmStatus {
+                state: LocalNodeState::Pending,
+                ..SwarmStatus::default()
+            };
+        });
+        let advertise = params.advertise_addr.or(self.parts.config.advertise);
+        self.remember(advertise, params.availability);
+        let attempts = attempts(
+            self.vault.clone(),
+            params,
+            advertise,
+            Arc::clone(&self.shared),
+            self.rng.fork("join"),
+        );
+        self.joining = Some(Joining {
+            attempts: tokio::spawn(attempts),
+            advertise,
+            waiting,
+            deadline: tokio::time::Instant::now() + JOIN_PATIENCE,
+        });
+    }
+
+    fn check_join(&self, params: &JoinParams) -> Result<(), ApiError> {
+        self.refuse_if_member()?;
+        JoinToken::parse(&params.join_token).map_err(|error| ApiError::Invalid {
+            field: "JoinToken".to_owned(),
+            why: error.to_string(),
+        })?;
+        if params.remote_addrs.is_empty() {
+            return Err(ApiError::Invalid {
+                field: "RemoteAddrs".to_owned(),
+                why: "give the address of a manager".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    async fn joined(&mut self, result: Result<(NodeIdentity, String), String>) {
+        let Some(joining) = self.joining.take() else {
+            return;
+        };
+        let (identity, addr) = match result {
+            Ok(joined) => joined,
+            Err(error) => {
+                tracing::error!(%error, "this node could not join: {error}");
+                self.set_error(error.clone());
+                if let Some(waiting) = joining.waiting {
+                    let _ = waiting.send(Err(ApiError::Unavailable(error)));
+                }
+                return;
+            }
+        };
+        let node_id = identity.node_id.clone();
+        tracing::info!(node.id = %node_id, "this node has joined a swarm");
+        self.save_managers(&[(String::new(), addr.clone())]);
+        let towards = addr
+            .parse::<SocketAddr>()
+            .ok()
+            .and_then(|peer| machine::address_towards(peer.ip()));
+        let advertise = joining.advertise.or(towards);
+        if advertise.is_some() {
+            let availability = self.vault.settings().unwrap_or_default().availability;
+            self.remember(advertise, availability);
+        }
+        self.resume(identity).await;
+        self.answer_in_session(joining.waiting, Ok(node_id));
+    }
+
+    /// Answers who has made or joined a swarm when the first session stands: what they ask next should see
+    /// this node in it.
+    fn answer_in_session(
+        &mut self,
+        answer: Option<oneshot::Sender<Result<Id<Node>, ApiError>>>,
+        done: Result<Id<Node>, ApiError>,
+    ) {
+        let Some(answer) = answer else { return };
+        match done {
+            Ok(node_id) => {
+                self.entering = Some(Entering {
+                    answer,
+                    node_id,
+                    deadline: tokio::time::Instant::now() + ENTER_PATIENCE,
+                });
+            }
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    }
+
+    fn entered(&mut self) {
+        if let Some(entering) = self.entering.take() {
+            let _ = entering.answer.send(Ok(entering.node_id));
+        }
+    }
+
+    /// The caller hears that it takes long; the attempts go on.
+    fn join_too_long(&mut self) {
+        let waiting = self.joining.as_mut().and_then(|it| it.waiting.take());
+        let Some(waiting) = waiting else { return };
+        let last = self.shared.status.borrow().error.clone();
+        let why = format!(
+            "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. \
+             Use the \"docker info\" command to see the current swarm status of your node. Last: {last}"
+        );
+        let _ = waiting.send(Err(ApiError::Unavailable(why)));
+    }
+
+    async fn leave(&mut self, force: bool) -> Result<(), ApiError> {
+        let known = self.vault.node().ok().flatten();
+        let error = self.shared.status.borrow().state == LocalNodeState::Error;
+        if self.running.is_none() && self.joining.is_none() && known.is_none() && !error {
+            let why = "This node is not part of a swarm".to_owned();
+            return Err(ApiError::Unavailable(why));
+        }
+        let manages = known.is_some_and(|identity| is_manager(&identity));
+        if manages && !force {
+            return Err(ApiError::Precondition(
+                "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last \
+                 manager erases all current state of the swarm. Use `--force` to ignore this message."
+                    .to_owned(),
+            ));
+        }
+        if let Some(joining) = self.joining.take() {
+            joining.attempts.abort();
+        }
+        if let Some(running) = self.running.take() {
+            self.link = running.stop(&self.shared, Parting::Leave).await;
+        }
+        self.parts.ports.close(ports::CLUSTER);
+        self.renewal = Renewal::default();
+        if let Some(link) = &self.link {
+            let _ = link.inputs.send(Input::Left).await;
+        }
+        let forgotten = self.vault.forget();
+        let removed = storage::remove_folder(&self.parts.state.join("raft"));
+        self.shared.published.send_replace(None);
+        self.shared.status.send_replace(SwarmStatus::default());
+        tracing::info!("this node has left its swarm");
+        let failed = |why: String| {
+            ApiError::Unavailable(format!("the node left, but its files stay: {why}"))
+        };
+        forgotten.map_err(|error| failed(error.to_string()))?;
+        removed.map_err(|error| failed(error.chain()))
+    }
+
+    async fn event(&mut self, event: Event) {
+        match event {
+            Event::Begun => {
+                self.set_status(|status| {
+                    status.state = LocalNodeState::Active;
+                    status.error.clear();
+                });
+                self.entered();
+            }
+            Event::Lost(error) => self.set_status(|status| status.error = error),
+            Event::Managers(managers) => {
+                self.save_managers(&managers);
+                self.set_status(|status| status.managers = managers);
+            }
+            Event::Renew => self.start_renewal(),
+            Event::Removed(error) => {
+                if let Some(running) = self.running.take() {
+                    self.link = running.stop(&self.shared, Parting::Pause).await;
+                }
+                if let Some(link) = &self.link {
+                    let _ = link.inputs.send(Input::Left).await;
+                }
+                self.set_error(format!("{error}: leave the swarm and join it again"));
+            }
+        }
+    }
+
+    fn save_managers(&self, managers: &[(String, String)]) {
+        let managers = Managers {
+            managers: managers.to_vec(),
+        };
+        if let Err(error) = self.vault.set_managers(&managers) {
+            tracing::warn!(%error, "the list of managers could not be saved: {error}");
+        }
+    }
+
+    fn start_renewal(&mut self) {
+        let managers = self.shared.status.borrow().managers.clone();
+        self.renewal.due = None;
+        self.renewal.start(self.running.as_ref(), managers);
+    }
+
+    async fn renewed(&mut self, result: Result<NodeIdentity, JoinFailure>) {
+        self.renewal.work = None;
+        let identity = match result {
+            Ok(identity) => identity,
+            Err(error) => {
+                tracing::warn!(%error, "the certificate of this node could not be renewed: {error}");
+                self.renewal.retry();
+                return;
+            }
+        };
+        if let Err(error) = self.vault.set_node(&identity) {
+            tracing::error!(%error, "the new certificate of this node could not be saved: {error}");
+        }
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        tracing::info!(node.id = %identity.node_id, "the certificate of this node was renewed");
+        if running.identity.role == identity.role {
+            if let Err(error) = running.cell.set(&identity.certificate, &identity.key) {
+                tracing::error!(%error, "the new certificate of this node cannot be used: {error}");
+            }
+            running.identity = identity.clone();
+            self.renewal.plan(&identity, &mut self.rng);
+            return;
+        }
+        // Another role is another life; the tasks do not notice.
+        if let Some(running) = self.running.take() {
+            self.link = running.stop(&self.shared, Parting::Pause).await;
+        }
+        self.shared.published.send_replace(None);
+        if !is_manager(&identity) {
+            self.parts.ports.close(ports::CLUSTER);
+        }
+        self.resume(identity).await;
+    }
+
+    /// Keeps the certificate of 2376 true to what this node is.
+    async fn refresh_api(&mut self) {
+        let node = self.running.as_ref().map(|running| {
+            let managers = self.shared.status.borrow().managers.clone();
+            (running, managers)
+        });
+        let view = self.shared.published.borrow().clone();
+        let names = self.parts.api.names(&self.parts.config);
+        self.parts
+            .api
+            .refresh(&self.vault, node, view.as_ref(), names)
+            .await;
+    }
+}
+
+/// The result of a task that may not be there; a finished one must be taken away.
+async fn ended<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, tokio::task::JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn follow_version(shared: Arc<Shared>) {
+    let mut states = shared.published.subscribe();
+    loop {
+        let version = states
+            .borrow_and_update()
+            .as_ref()
+            .map_or(0, |it| it.version());
+        shared.version.send_replace(version);
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! `io.skep.Networks1`.
+
+use zbus::{Connection, interface, message::Header, object_server::SignalEmitter};
+
+use super::{error::Error, only_root};
+use crate::management::{Management, params::Params};
+
+/// Networks of the swarm and of this node.
+pub(super) struct Networks(pub(super) Management);
+
+#[interface(name = "io.skep.Networks1")]
+impl Networks {
+    /// Those that match; parameter `filters`.
+    async fn list(
+        &self,
+        params: String,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, Error> {
+        only_root(connection, &header).await?;
+        Ok(self
+            .0
+            .network_list(&Params::from_json(&params)?)?
+            .to_string())
+    }
+
+    /// One, by id, name or prefix of an id; parameters `verbose`, `scope`.
+    async fn inspect(
+        &self,
+        reference: String,
+        params: String,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, Error> {
+        only_root(connection, &header).await?;
+        Ok(self
+            .0
+            .network_inspect(&reference, &Params::from_json(&params)?)
+            .await?
+            .to_string())
+    }
+
+    /// Makes one.
+    async fn create(
+        &self,
+        body: String,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, Error> {
+        only_root(connection, &header).await?;
+        Ok(self.0.network_create(body.as_bytes()).await?.to_string())
+    }
+
+    /// Removes one.
+    async fn remove(
+        &self,
+        reference: String,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, Error> {
+        only_root(connection, &header).await?;
+        Ok(self.0.network_remove(&reference).await?.to_string())
+    }
+
+    /// One was made, changed or removed: `action` is `create`, `update` or `remove`.
+    #[zbus(signal)]
+    pub(super) async fn changed(
+        emitter: &SignalEmitter<'_>,
+        action: &str,
+        id: &str,
+        name: &str,
+    ) -> zbus::Result<()>;
+}

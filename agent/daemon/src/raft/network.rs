@@ -1,0 +1,112 @@
+//! Raft between managers: openraft's messages as JSON over `skep.v1.Raft`.
+
+use std::time::Duration;
+
+use openraft::{
+    error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable},
+    network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest,
+        InstallSnapshotResponse, VoteRequest, VoteResponse,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
+use skep_core::wire::skep::RaftMessage;
+use tonic::{Code, transport::Channel};
+
+use super::types::{Member, RaftTypes};
+use crate::rpc::{MAX_CLIENT_MESSAGE, dial::Dialer, services::skep::raft_client::RaftClient};
+
+/// Pause before a manager that was not reached is tried again.
+const UNREACHABLE: Duration = Duration::from_millis(200);
+
+type Answer<T, E = RaftError<u64>> = Result<T, RPCError<u64, Member, E>>;
+
+/// Makes connections to the other managers.
+pub(super) struct Network {
+    pub(super) dialer: Dialer,
+}
+
+/// One other manager.
+pub(super) struct Link {
+    target: u64,
+    client: RaftClient<Channel>,
+}
+
+enum Method {
+    Append,
+    Vote,
+    Snapshot,
+}
+
+impl RaftNetworkFactory<RaftTypes> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, node: &Member) -> Link {
+        let client = RaftClient::new(self.dialer.lazy(&node.addr))
+            .max_decoding_message_size(MAX_CLIENT_MESSAGE);
+        Link { target, client }
+    }
+}
+
+impl Link {
+    async fn call<Q, A, E>(&mut self, method: Method, request: &Q, limit: Duration) -> Answer<A, E>
+    where
+        Q: Serialize,
+        A: DeserializeOwned,
+        E: std::error::Error + DeserializeOwned,
+    {
+        let document = serde_json::to_vec(request)
+            .map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
+        let mut message = tonic::Request::new(RaftMessage { document });
+        message.set_timeout(limit);
+        let answered = match method {
+            Method::Append => self.client.append(message).await,
+            Method::Vote => self.client.vote(message).await,
+            Method::Snapshot => self.client.snapshot(message).await,
+        };
+        let answer = answered
+            .map_err(|status| match status.code() == Code::Unavailable {
+                true => RPCError::Unreachable(Unreachable::new(&status)),
+                // It is there and slow: the next message goes out without a pause.
+                false => RPCError::Network(NetworkError::new(&status)),
+            })?
+            .into_inner();
+        let result: Result<A, E> = serde_json::from_slice(&answer.document)
+            .map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
+        result.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error)))
+    }
+}
+
+impl RaftNetwork<RaftTypes> for Link {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<RaftTypes>,
+        option: RPCOption,
+    ) -> Answer<AppendEntriesResponse<u64>> {
+        self.call(Method::Append, &request, option.hard_ttl()).await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<RaftTypes>,
+        option: RPCOption,
+    ) -> Answer<InstallSnapshotResponse<u64>, RaftError<u64, InstallSnapshotError>> {
+        self.call(Method::Snapshot, &request, option.hard_ttl())
+            .await
+    }
+
+    /// Between two attempts to reach a manager that is not there. Short of an election's time: one that
+    /// comes back must hear of its leader before it begins an election.
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(UNREACHABLE))
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<u64>,
+        option: RPCOption,
+    ) -> Answer<VoteResponse<u64>> {
+        self.call(Method::Vote, &request, option.hard_ttl()).await
+    }
+}
