@@ -1,0 +1,7 @@
+//! The program behind `cargo lab`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lab::cli::main()
+}

@@ -1,0 +1,340 @@
+//! `test`: runs registered tests one after the other, each with what it needs, and tells how they ended.
+//!
+//! A test is a record: its id (of the walk-through's row where there is one), what it shows, what it needs, and a
+//! function. After each test that had nodes, their consoles are searched for what no sound node ever writes; what
+//! the consoles and journals said is kept for a test that failed.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::cluster::Cluster;
+use crate::commands::{Mesh, Prepared, READY_PATIENCE, answers_of_every_replica, lock, prepare};
+use crate::console;
+use crate::packages::{FOR_COMPILING, FOR_TESTS, ensure_installed};
+use crate::paths::Paths;
+use crate::progress::say;
+use crate::swarm::{CONVERGENCE, Swarm, eventually};
+use crate::tests::REGISTERED;
+
+/// The cluster of the tests; it is not the one of `up`.
+const CLUSTER: &str = "test";
+/// Nodes that run in it, and one more that is off until a test wants it.
+const NODES: u8 = 3;
+
+/// What a test runs on.
+#[derive(Debug, Clone, Copy)]
+pub enum Run {
+    /// This machine.
+    Host(fn(&Paths) -> Result<()>),
+    /// The built image, maybe in VMs of the test's own.
+    Image(fn(&Paths, &Prepared) -> Result<()>),
+    /// The shared swarm of three nodes with the whoami mesh on it.
+    Swarm(fn(&Swarm<'_>) -> Result<()>),
+    /// The shared swarm, and the spare node that is off.
+    Spare(fn(&Swarm<'_>, &str) -> Result<()>),
+}
+
+/// A test.
+#[derive(Debug, Clone, Copy)]
+pub struct Test {
+    /// A row's id, or a name.
+    pub id: &'static str,
+    /// What it shows.
+    pub shows: &'static str,
+    /// Whether it only runs with `--all`.
+    pub slow: bool,
+    /// Parts of lines on the consoles that are faults elsewhere and that this test causes on purpose.
+    pub causes: &'static [&'static str],
+    /// What it does.
+    pub run: Run,
+}
+
+/// `test`
+pub fn main(paths: &Paths, names: &[String], all: bool, list: bool) -> Result<ExitCode> {
+    let wanted = |test: &&Test| match names {
+        [] => all || !test.slow,
+        names => {
+            let text = format!("{} {}", test.id, test.shows).to_lowercase();
+            let ids = || REGISTERED.iter().copied().flatten().map(|test| test.id);
+            // An id means that test only; anything else is looked for in what the tests show.
+            let named = |part: &String| match ids().any(|id| id == part) {
+                true => test.id == part,
+                false => text.contains(&part.to_lowercase()),
+            };
+            names.iter().any(named)
+        }
+    };
+    let chosen: Vec<&Test> = REGISTERED
+        .iter()
+        .copied()
+        .flatten()
+        .filter(wanted)
+        .collect();
+    if chosen.is_empty() {
+        bail!(
+            "no test is called {}; see: cargo lab test --list",
+            names.join(" or ")
+        );
+    }
+    if list {
+        for test in chosen {
+            println!("{:<16} {}", test.id, test.shows);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let _lock = lock(paths)?;
+    ensure_installed(&[FOR_COMPILING, FOR_TESTS].concat())?;
+    let results = paths.lab.join("tests");
+    let _ = fs::remove_dir_all(&results);
+    let mut runner = Runner {
+        paths,
+        results,
+        prepared: None,
+        cluster: None,
+    };
+    let mut passed = 0;
+    let mut failed = 0;
+    for test in chosen {
+        match runner.one(test) {
+            true => passed += 1,
+            false => failed += 1,
+        }
+    }
+    runner.clean_up()?;
+    println!("{passed} passed, {failed} failed");
+    Ok(match failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+struct Runner<'a> {
+    paths: &'a Paths,
+    results: PathBuf,
+    prepared: Option<Result<Prepared, String>>,
+    cluster: Option<Result<Cluster, String>>,
+}
+
+impl Runner<'_> {
+    fn one(&mut self, test: &Test) -> bool {
+        let begun = Instant::now();
+        let ended = match test.run {
+            Run::Host(function) => function(self.paths),
+            Run::Image(function) => {
+                let paths = self.paths;
+                self.prepared()
+                    .and_then(|prepared| function(paths, prepared))
+            }
+            Run::Swarm(_) | Run::Spare(_) => self.on_swarm(test),
+        };
+        let seconds = begun.elapsed().as_secs_f32();
+        match &ended {
+            Ok(()) => println!("ok      {:<16} {} ({seconds:.1} s)", test.id, test.shows),
+            Err(error) => {
+                println!(
+                    "FAILED  {:<16} {} ({seconds:.1} s): {error:#}",
+                    test.id, test.shows
+                );
+            }
+        }
+        ended.is_ok()
+    }
+
+    fn prepared(&mut self) -> Result<&Prepared> {
+        if self.prepared.is_none() {
+            self.prepared = Some(prepare(self.paths).map_err(|error| format!("{error:#}")));
+        }
+        match self.prepared.as_ref().context("prepared above")? {
+            Ok(prepared) => Ok(prepared),
+            Err(error) => Err(anyhow!(
+                "the image or what it needs could not be made: {error}"
+            )),
+        }
+    }
+
+    /// The shared cluster, booted by the first test that wants it. It is not tried again when that fails.
+    fn cluster(&mut self) -> Result<()> {
+        if self.cluster.is_some() {
+            return Ok(());
+        }
+        let paths = self.paths;
+        let booted = self.prepared().and_then(|prepared| boot(paths, prepared));
+        self.cluster = Some(booted.map_err(|error| format!("{error:#}")));
+        Ok(())
+    }
+
+    fn on_swarm(&mut self, test: &Test) -> Result<()> {
+        self.cluster()?;
+        let cluster = match self.cluster.as_ref().context("booted above")? {
+            Ok(cluster) => cluster,
+            Err(error) => bail!("the swarm did not come up: {error}"),
+        };
+        let swarm = Swarm {
+            paths: self.paths,
+            cluster,
+        };
+        let before: Vec<(String, usize)> = cluster
+            .places()
+            .iter()
+            .map(|place| (place.name.clone(), console_of(cluster, &place.name).len()))
+            .collect();
+        let spare = cluster.places().last().context("a cluster without nodes")?;
+        let ended = settle(&swarm).and_then(|()| match test.run {
+            Run::Swarm(function) => function(&swarm),
+            Run::Spare(function) => {
+                let ended = function(&swarm, &spare.name);
+                cluster.vm(&spare.name)?.power_cut()?;
+                ended
+            }
+            Run::Host(_) | Run::Image(_) => bail!("{} needs no swarm", test.id),
+        });
+        let ended = ended.and_then(|()| check_consoles(cluster, &before, test.causes));
+        if ended.is_err() {
+            keep(&swarm, &self.results.join(test.id));
+        }
+        ended
+    }
+
+    fn clean_up(&mut self) -> Result<()> {
+        if let Some(Ok(cluster)) = self.cluster.take() {
+            for place in cluster.places() {
+                let folder = self.results.join("all");
+                fs::create_dir_all(&folder)?;
+                let file = folder.join(format!("{}.console.log", place.name));
+                fs::write(file, console_of(&cluster, &place.name))?;
+            }
+            cluster.down()?;
+        }
+        if let Some(Ok(prepared)) = &self.prepared
+            && Cluster::find(self.paths, crate::commands::DEFAULT)?.is_none()
+        {
+            prepared.registry.stop()?;
+        }
+        Ok(())
+    }
+}
+
+fn boot(paths: &Paths, prepared: &Prepared) -> Result<Cluster> {
+    if let Some(old) = Cluster::find(paths, CLUSTER)? {
+        old.down()?;
+    }
+    let cluster = Cluster::create(paths, CLUSTER, &prepared.plan(NODES + 1, 1)?)?;
+    let running = &cluster.places()[..usize::from(NODES)];
+    say("booting the swarm of the tests …");
+    let booted = cluster
+        .power_on(running)
+        .and_then(|()| cluster.wait_ready(running, READY_PATIENCE));
+    if let Err(error) = booted {
+        let folder = paths.folder("tests/boot")?;
+        for place in running {
+            let file = folder.join(format!("{}.console.log", place.name));
+            fs::write(file, console_of(&cluster, &place.name))?;
+        }
+        cluster.power_off()?;
+        return Err(error);
+    }
+    Ok(cluster)
+}
+
+/// Brings the swarm to where every test begins: three nodes on and Ready, the whoami mesh as the walk-through has it,
+/// no other service, no other network.
+fn settle(swarm: &Swarm<'_>) -> Result<()> {
+    let cluster = swarm.cluster;
+    let running = &cluster.places()[..usize::from(NODES)];
+    for place in running {
+        let vm = cluster.vm(&place.name)?;
+        if vm.paused() {
+            vm.resume()?;
+        }
+        cluster.set_link(&place.name, true)?;
+    }
+    cluster.power_on(running)?;
+    cluster.wait_ready(running, READY_PATIENCE)?;
+    eventually(CONVERGENCE, || remove_strangers(swarm))?;
+    let mesh = Mesh::make(swarm.paths, cluster).context("cannot make the whoami mesh")?;
+    if mesh.replicas != Mesh::REPLICAS {
+        swarm.docker(&["service", "scale", "--detach", "whoami=3"])?;
+    }
+    swarm.wait_running("client", 1)?;
+    swarm.wait_running("whoami", Mesh::REPLICAS)?;
+    answers_of_every_replica(cluster, running, Mesh::REPLICAS, CONVERGENCE)?;
+    Ok(())
+}
+
+fn remove_strangers(swarm: &Swarm<'_>) -> Result<()> {
+    let services = swarm.docker(&["service", "ls", "--format", "{{.Name}}"])?;
+    for name in services
+        .lines()
+        .filter(|name| !["client", "whoami"].contains(name))
+    {
+        swarm.docker(&["service", "rm", name])?;
+    }
+    let networks = swarm.docker(&[
+        "network",
+        "ls",
+        "--filter",
+        "driver=overlay",
+        "--format",
+        "{{.Name}}",
+    ])?;
+    for name in networks
+        .lines()
+        .filter(|name| !["ingress", "my-demo"].contains(name))
+    {
+        swarm.docker(&["network", "rm", name])?;
+    }
+    Ok(())
+}
+
+fn console_of(cluster: &Cluster, name: &str) -> String {
+    cluster
+        .vm(name)
+        .map(|vm| console::read(&vm.folder))
+        .unwrap_or_default()
+}
+
+fn check_consoles(cluster: &Cluster, before: &[(String, usize)], causes: &[&str]) -> Result<()> {
+    for (name, length) in before {
+        let text = console_of(cluster, name);
+        let mut faults = console::faults(text.get(*length..).unwrap_or(&text));
+        faults.retain(|line| !causes.iter().any(|cause| line.contains(cause)));
+        if let Some(first) = faults.first() {
+            bail!(
+                "the console of {name} has {} faults, the first: {first}",
+                faults.len()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Keeps consoles and journals of a test that failed; what cannot be had is left out.
+fn keep(swarm: &Swarm<'_>, folder: &std::path::Path) {
+    if fs::create_dir_all(folder).is_err() {
+        return;
+    }
+    for place in swarm.cluster.places() {
+        let console = console_of(swarm.cluster, &place.name);
+        let _ = fs::write(folder.join(format!("{}.console.log", place.name)), console);
+        let running = swarm.cluster.vm(&place.name).is_ok_and(|vm| vm.running());
+        if !running {
+            continue;
+        }
+        let journal = swarm.debug(
+            &place.name,
+            "journalctl --no-pager --quiet --boot --lines 3000 --directory /proc/1/root/var/log/journal || \
+             journalctl --no-pager --quiet --boot --lines 3000 --directory /proc/1/root/run/log/journal",
+        );
+        if let Ok(journal) = journal {
+            let _ = fs::write(folder.join(format!("{}.journal.log", place.name)), journal);
+        }
+    }
+    say(&format!(
+        "consoles and journals are kept in {}",
+        folder.display()
+    ));
+}

@@ -1,0 +1,374 @@
+//! Bad input: each gets an error that names the thing, retries stay bounded, and nothing is half-done or crashed.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::archive::{Archive, Run as ImageRun};
+use crate::commands::READY_PATIENCE;
+use crate::console;
+use crate::registry::Registry;
+use crate::runner::{Run, Test};
+use crate::swarm::{CONVERGENCE, Swarm, eventually, must_contain};
+use crate::vm::{API_PORT, Vm};
+
+const CONTROL_PORT: u16 = 2377;
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        id: "bad-image",
+        shows: "an unknown image: the task says so and is retried with back-off, the service stays removable",
+        slow: false,
+        causes: &[],
+        run: Run::Swarm(unknown_image),
+    },
+    Test {
+        id: "bad-digest",
+        shows: "a layer whose bytes do not have their digest is refused and never run",
+        slow: false,
+        causes: &[],
+        run: Run::Swarm(digest_mismatch),
+    },
+    Test {
+        id: "bad-registry",
+        shows: "registry down: said in service ps; once it is back the task runs without help",
+        slow: false,
+        causes: &[],
+        run: Run::Swarm(registry_down),
+    },
+    Test {
+        id: "bad-api",
+        shows: "malformed bodies to 2376 are 400s with a reason; the node goes on",
+        slow: false,
+        causes: &[],
+        run: Run::Swarm(malformed_bodies),
+    },
+    Test {
+        id: "bad-bytes",
+        shows: "random and truncated bytes on 2377 and 2376 crash nothing",
+        slow: false,
+        causes: &[],
+        run: Run::Swarm(random_bytes),
+    },
+    Test {
+        id: "bad-token",
+        shows: "a wrong token and a wrong CA digest are said on the console; the node comes up and the swarm is untouched",
+        slow: false,
+        causes: &[],
+        run: Run::Spare(wrong_token),
+    },
+    Test {
+        id: "bad-manager",
+        shows: "an unreachable manager: retried with back-off, and joined once it can be reached",
+        slow: false,
+        causes: &[],
+        run: Run::Spare(unreachable_manager),
+    },
+    Test {
+        id: "bad-key",
+        shows: "an unknown and a malformed skep. key are said on the console and the node still joins",
+        slow: false,
+        causes: &[],
+        run: Run::Spare(unknown_keys),
+    },
+    Test {
+        id: "same-name",
+        shows: "two nodes with one name, and one machine-id, are two nodes",
+        slow: false,
+        causes: &[],
+        run: Run::Spare(same_name_and_machine_id),
+    },
+];
+
+fn unknown_image(swarm: &Swarm<'_>) -> Result<()> {
+    swarm.docker(&[
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "web",
+        "no-such-image",
+    ])?;
+    eventually(CONVERGENCE, || {
+        let tasks = swarm.tasks("web")?;
+        let told = tasks
+            .iter()
+            .any(|task| task.state == "rejected" && task.error.contains("no-such-image"));
+        ensure!(told, "no task says what is wrong: {tasks:?}");
+        Ok(())
+    })?;
+    std::thread::sleep(Duration::from_secs(15));
+    let tries = swarm.tasks("web")?.len();
+    ensure!(tries <= 12, "{tries} tasks were tried: no back-off");
+    swarm.docker(&["service", "update", "--detach", "--image", "whoami", "web"])?;
+    swarm.wait_running("web", 1).map(drop)
+}
+
+/// Pushes an image and then changes a byte of its layer where the registry keeps it.
+fn digest_mismatch(swarm: &Swarm<'_>) -> Result<()> {
+    let registry = Registry::at(swarm.paths)?;
+    let root = swarm.paths.folder("images/broken")?;
+    // New content each time: a node must not have it already.
+    fs::write(root.join("payload"), seconds_now()?.to_string())?;
+    let run = ImageRun {
+        entrypoint: &["/payload"],
+        ..ImageRun::default()
+    };
+    let archive = Archive::of_folder(&root, &run)?;
+    registry.push(&archive, "library/broken:latest")?;
+    let layer = archive.blobs.last().context("an image without layers")?;
+    let file = registry.blob_file(&layer.digest);
+    let mut bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    *bytes.last_mut().context("an empty layer")? ^= 1;
+    fs::write(&file, bytes)?;
+    swarm.docker(&["service", "create", "--detach", "--name", "web", "broken"])?;
+    eventually(CONVERGENCE, || {
+        let tasks = swarm.tasks("web")?;
+        let told = tasks
+            .iter()
+            .any(|task| task.error.to_lowercase().contains("digest"));
+        ensure!(told, "no task names the digest: {tasks:?}");
+        Ok(())
+    })?;
+    ensure!(swarm.running("web")?.is_empty(), "the broken image runs");
+    Ok(())
+}
+
+fn registry_down(swarm: &Swarm<'_>) -> Result<()> {
+    let registry = Registry::at(swarm.paths)?;
+    // A name that no node has seen, of an image that is there: it must be fetched.
+    let name = format!("whoami:late-{}", seconds_now()?);
+    registry.tag("library/whoami", "latest", &name)?;
+    registry.stop()?;
+    let told = (|| {
+        swarm.docker(&["service", "create", "--detach", "--name", "web", &name])?;
+        eventually(CONVERGENCE, || {
+            let tasks = swarm.tasks("web")?;
+            let told = tasks.iter().any(|task| !task.error.is_empty());
+            ensure!(told, "no task says that the registry is down: {tasks:?}");
+            Ok(())
+        })
+    })();
+    registry.start(swarm.paths)?;
+    told?;
+    swarm.wait_running("web", 1).map(drop)
+}
+
+fn seconds_now() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
+}
+
+fn malformed_bodies(swarm: &Swarm<'_>) -> Result<()> {
+    let client = swarm.cluster.api(swarm.manager())?;
+    let json = [("Content-Type", "application/json")];
+    let deep = format!("{}1{}", "[".repeat(50_000), "]".repeat(50_000));
+    let bodies: [&[u8]; 7] = [
+        b"",
+        b"{",
+        b"null",
+        b"[1,2]",
+        b"{\"Name\": 7}",
+        b"\xff\xfe{}",
+        deep.as_bytes(),
+    ];
+    for path in [
+        "/services/create",
+        "/networks/create",
+        "/swarm/init",
+        "/swarm/join",
+    ] {
+        for body in bodies {
+            let answer = client.request("POST", path, &json, body)?;
+            let shown = String::from_utf8_lossy(&body[..body.len().min(20)]).into_owned();
+            ensure!(
+                matches!(answer.status, 400 | 406 | 413 | 503),
+                "POST {path} with {shown:?} answers {}: {}",
+                answer.status,
+                answer.text()
+            );
+            must_contain(&answer.text(), &["message"])?;
+        }
+    }
+    for path in [
+        "/nope",
+        "/services/%00",
+        "/v9.99/info",
+        "/containers/../../etc/passwd",
+    ] {
+        let status = client.get(path)?.status;
+        ensure!((400..600).contains(&status), "GET {path} answers {status}");
+    }
+    let unsupported = client.request("POST", "/secrets/create", &json, b"{}")?;
+    ensure!(
+        unsupported.status == 501,
+        "what is not there yet answers {}",
+        unsupported.status
+    );
+    Ok(())
+}
+
+fn random_bytes(swarm: &Swarm<'_>) -> Result<()> {
+    let node = swarm.manager();
+    let before = swarm.debug(node, "pgrep -x skepd")?;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    for port in [CONTROL_PORT, API_PORT] {
+        let host = swarm.cluster.vm(node)?.forward(false, port)?;
+        for round in 0..60_usize {
+            let mut bytes: Vec<u8> = (0..1 + round * 20).flat_map(|_| random()).collect();
+            // Some begin as a TLS handshake does, and are cut off.
+            if round % 2 == 0 {
+                bytes.splice(0..5, [0x16, 3, 1, 2, 0]);
+            }
+            throw(host, &bytes).with_context(|| format!("port {port} of {node}"))?;
+        }
+    }
+    let after = swarm.debug(node, "pgrep -x skepd")?;
+    ensure!(
+        before == after,
+        "skepd was restarted: process {} became {}",
+        before.trim(),
+        after.trim()
+    );
+    swarm.docker(&["node", "ls"]).map(drop)
+}
+
+/// Sends bytes and goes away, whatever the answer is.
+fn throw(port: u16, bytes: &[u8]) -> Result<()> {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut stream =
+        TcpStream::connect_timeout(&address, Duration::from_secs(10)).context("nobody listens")?;
+    stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+    // The other side may close in the middle: that is an answer, too.
+    let _ = stream.write_all(bytes);
+    let _ = stream.read(&mut [0; 64]);
+    Ok(())
+}
+
+fn console_says(vm: &Vm, parts: &[&str]) -> Result<()> {
+    eventually(READY_PATIENCE, || {
+        must_contain(&console::read(&vm.folder), parts)
+    })
+    .with_context(|| {
+        format!(
+            "the console of {} ends with:\n{}",
+            vm.name,
+            vm.console_tail(10)
+        )
+    })
+}
+
+fn wrong_token(swarm: &Swarm<'_>, spare: &str) -> Result<()> {
+    let good = swarm.worker_token()?;
+    let parts: Vec<&str> = good.split('-').collect();
+    ensure!(parts.len() == 4, "the token has {} parts", parts.len());
+    let flipped = |text: &str| -> String {
+        let last = if text.ends_with('0') { '1' } else { '0' };
+        format!("{}{last}", &text[..text.len() - 1])
+    };
+    let wrong_secret = format!("SWMTKN-1-{}-{}", parts[2], flipped(parts[3]));
+    let wrong_digest = format!("SWMTKN-1-{}-{}", flipped(parts[2]), parts[3]);
+    for (token, said) in [(wrong_secret, "token"), (wrong_digest, "digest")] {
+        let vm = stays_out(swarm, spare, &token, said)?;
+        let text = console::read(&vm.folder);
+        ensure!(
+            !text.contains(parts[3]),
+            "the token's secret stands on the console"
+        );
+    }
+    Ok(())
+}
+
+/// Boots the spare node with a token that is no good: it says so, stays up, and is not let in.
+pub(super) fn stays_out(swarm: &Swarm<'_>, spare: &str, token: &str, said: &str) -> Result<Vm> {
+    let vm = swarm.boot_changed(spare, |vm| {
+        vm.set_credential("skep.join", &swarm.join_with(token));
+        // A reboot would turn it off, and so be seen.
+        vm.once = true;
+        Ok(())
+    })?;
+    console_says(&vm, &[said])?;
+    std::thread::sleep(Duration::from_secs(10));
+    ensure!(vm.running(), "{spare} turned off or rebooted");
+    let listed = swarm.docker(&["node", "ls", "--format", "{{.Hostname}}"])?;
+    ensure!(
+        !listed.lines().any(|name| name == spare),
+        "{spare} was let in"
+    );
+    vm.power_cut()?;
+    Ok(vm)
+}
+
+fn unreachable_manager(swarm: &Swarm<'_>, spare: &str) -> Result<()> {
+    let vm = swarm.boot_changed(spare, |_| swarm.cluster.set_link(spare, false))?;
+    console_says(&vm, &["192.168.77.11"])?;
+    std::thread::sleep(Duration::from_secs(20));
+    let tries = console::read(&vm.folder)
+        .matches("192.168.77.11:2377")
+        .count();
+    ensure!(
+        tries < 60,
+        "{tries} lines about the manager in about 20 s: no back-off"
+    );
+    swarm.cluster.set_link(spare, true)?;
+    joins(swarm, spare)
+}
+
+fn joins(swarm: &Swarm<'_>, name: &str) -> Result<()> {
+    eventually(READY_PATIENCE, || {
+        match swarm.cluster.ready_nodes()?.iter().any(|node| node == name) {
+            true => Ok(()),
+            false => bail!("{name} is not Ready"),
+        }
+    })?;
+    swarm.cluster.vm(name)?.power_cut()
+}
+
+fn unknown_keys(swarm: &Swarm<'_>, spare: &str) -> Result<()> {
+    let vm = swarm.boot_changed(spare, |vm| {
+        vm.boot
+            .cmdline
+            .push_str(" skep.colour=blue skep.api.san=!!");
+        Ok(())
+    })?;
+    console_says(&vm, &["skep.colour", "skep.api.san"])?;
+    joins(swarm, spare)
+}
+
+fn same_name_and_machine_id(swarm: &Swarm<'_>, spare: &str) -> Result<()> {
+    let twin = swarm.cluster.vm("swarm-worker1")?;
+    let rows = || -> Result<usize> {
+        let listed = swarm.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
+        Ok(listed
+            .lines()
+            .filter(|line| *line == "swarm-worker1 Ready")
+            .count())
+    };
+    let vm = swarm.boot_changed(spare, |vm| {
+        vm.uuid_of = twin.number;
+        vm.boot.cmdline = vm
+            .boot
+            .cmdline
+            .replace(&format!("skep.name={spare}"), "skep.name=swarm-worker1");
+        Ok(())
+    })?;
+    eventually(READY_PATIENCE, || match rows()? {
+        2 => Ok(()),
+        other => bail!("{other} nodes called swarm-worker1 are Ready"),
+    })?;
+    let said = swarm.refused(&["node", "inspect", "swarm-worker1"])?;
+    must_contain(&said, &["swarm-worker1", "ambiguous"])?;
+    vm.power_cut()?;
+    eventually(CONVERGENCE, || match rows()? {
+        1 => Ok(()),
+        other => bail!("{other} nodes called swarm-worker1 are Ready after one was turned off"),
+    })
+}
