@@ -57,33 +57,58 @@ pub const FOR_TESTS: &[HostPackage] = &[
 /// # Errors
 /// As another user, the exact command that installs them.
 pub fn ensure_installed(wanted: &[HostPackage]) -> Result<()> {
-    let missing: Vec<&str> = wanted
-        .iter()
-        .filter(|(_, proof)| !present(proof))
-        .map(|(name, _)| *name)
-        .collect();
+    let missing = self::missing(wanted);
     if missing.is_empty() {
         return Ok(());
     }
-    let command = format!(
-        "apt-get install -y --no-install-recommends {}",
-        missing.join(" ")
-    );
     if !is_root() {
         bail!(
-            "packages are missing; install them with: sudo {command} (after sudo apt-get update)"
+            "packages are missing; install them with: sudo {} (after sudo apt-get update)",
+            install_command(&missing)
         );
     }
-    let step = Step::begin(format!("installing {}", missing.join(" ")));
+    install(&missing)?;
+    // A package of a later release that does not fit what was asked for makes way for it: apt removes it, and what it
+    // brought is missing now.
+    let displaced = self::missing(wanted);
+    if !displaced.is_empty() {
+        install(&displaced)?;
+    }
+    match self::missing(wanted) {
+        left if left.is_empty() => Ok(()),
+        left => bail!(
+            "{} cannot be installed beside the rest; see what apt says to: {}",
+            left.join(" "),
+            install_command(&left)
+        ),
+    }
+}
+
+fn missing(wanted: &[HostPackage]) -> Vec<&'static str> {
+    let absent = wanted.iter().filter(|(_, proof)| !present(proof));
+    absent.map(|(name, _)| *name).collect()
+}
+
+fn install_command(names: &[&str]) -> String {
+    format!(
+        "apt-get install -y --no-install-recommends {}",
+        names.join(" ")
+    )
+}
+
+fn install(names: &[&str]) -> Result<()> {
+    let step = Step::begin(format!("installing {}", names.join(" ")));
     let install = || {
         run(apt_get()
             .args(["install", "-y", "--no-install-recommends"])
-            .args(&missing))
+            .args(names))
     };
     // A fresh machine has no package lists yet; one with old lists asks for files that are gone.
     if install().is_err() {
         run(apt_get().arg("update"))?;
-        install().with_context(|| format!("cannot install what is missing: {command}"))?;
+        install().with_context(|| {
+            format!("cannot install what is missing: {}", install_command(names))
+        })?;
     }
     step.done();
     Ok(())
