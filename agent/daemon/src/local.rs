@@ -10,9 +10,9 @@ use skep_core::{
     system::config::Config,
     time::Timestamp,
     worker::{
+        container::image::{InvalidReference, Reference},
+        container::plan::{ContainerId, ContainerPlan},
         container::{self, DebugRequest, Layout, Surroundings},
-        container_image::{InvalidReference, Reference},
-        container_plan::{ContainerId, ContainerPlan},
     },
 };
 use skep_host::{

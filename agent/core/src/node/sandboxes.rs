@@ -18,8 +18,8 @@ use crate::{
     time::Timestamp,
     worker::{
         Environment, NetworkFact, TaskFacts, Worker,
+        container::plan::ContainerPlan,
         container::{self, Layout},
-        container_plan::ContainerPlan,
         effect::{Container, PulledImage, container_id},
     },
 };

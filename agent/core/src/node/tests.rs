@@ -25,7 +25,7 @@ use crate::{
     time::{Now, Timestamp},
     worker::{
         assignments::Assignments,
-        container_plan::ContainerId,
+        container::plan::ContainerId,
         effect::{
             Container, Effect, EffectError, EffectId, EffectResult, Exit, Phase, PulledImage,
             container_id,

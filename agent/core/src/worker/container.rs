@@ -1,24 +1,29 @@
 //! From a task and its image to the plan of a container, as Docker would do it. Pure: what is looked up, such as the
 //! image's configuration, the node's name or the task's addresses, comes in.
 
+mod defaults;
+mod etc;
+pub mod exec;
+pub mod image;
+mod limits;
+mod mounts;
+pub mod plan;
+mod seccomp;
+pub mod user;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResources,
-    LinuxResourcesBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder,
-    Spec,
+    Capabilities, Linux, LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    Process, RootBuilder, Spec,
 };
 
-use super::container_defaults as defaults;
-use super::container_exec::merge_env;
-use super::container_image::ImageConfig;
-use super::container_mounts::{self, Mounts};
-use super::container_plan::{ContainerId, ContainerPlan, EtcFiles, LogLimits, Stdio};
-use super::container_seccomp;
-use crate::api::container::{DnsConfig, Ulimit};
+use self::exec::merge_env;
+use self::image::ImageConfig;
+use self::mounts::Mounts;
+use self::plan::{ContainerId, ContainerPlan, EtcFiles, LogLimits, Stdio};
 use crate::api::task::LogDriver;
 use crate::api::{ApiError, ContainerSpec, Labels, Resources, Task};
 use crate::time::Timestamp;
@@ -28,8 +33,6 @@ const STOP_GRACE_NANOS: u64 = 10_000_000_000;
 /// As the runtime specification has them; nothing iterates over it here.
 #[expect(clippy::disallowed_types, reason = "the type is oci-spec's")]
 type Sysctls = std::collections::HashMap<String, String>;
-/// Length of the period in which a processor limit counts, in microseconds.
-const CPU_PERIOD: u64 = 100_000;
 
 /// Where containers are on a node, as far as a specification names paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,8 +156,7 @@ pub fn debug(request: &DebugRequest, around: &Surroundings<'_>) -> Result<Contai
     let mut process = plan.spec.process().clone().unwrap_or_default();
     process.set_capabilities(Some(defaults::all_capabilities()));
     plan.spec.set_process(Some(process));
-    plan.spec
-        .set_mounts(Some(container_mounts::debug(request, around)));
+    plan.spec.set_mounts(Some(mounts::debug(request, around)));
     plan.volumes.clear();
     Ok(plan)
 }
@@ -171,7 +173,7 @@ fn plan(
         "" => around.id.short(),
         name => name,
     };
-    let mounts = container_mounts::of(spec, around)?;
+    let mounts = mounts::of(spec, around)?;
     Ok(ContainerPlan {
         id: around.id.clone(),
         name: around.id.short().to_owned(),
@@ -183,9 +185,9 @@ fn plan(
         user: or(&spec.user, &around.image.user).to_owned(),
         groups: spec.groups.clone(),
         files: EtcFiles {
-            hosts: Some(hosts(hostname, around.addresses, &spec.hosts)?),
+            hosts: Some(etc::hosts(hostname, around.addresses, &spec.hosts)?),
             hostname: Some(format!("{hostname}\n")),
-            resolv_conf: Some(resolv_conf(spec.dns_config.as_ref())),
+            resolv_conf: Some(etc::resolv_conf(spec.dns_config.as_ref())),
         },
         volumes: mounts.volumes,
         stdio: Stdio {
@@ -276,7 +278,7 @@ fn runtime_spec(
     mounts: &Mounts,
     around: &Surroundings<'_>,
 ) -> Result<Spec, ApiError> {
-    let capabilities = capabilities(spec)?;
+    let capabilities = limits::capabilities(spec)?;
     let root = RootBuilder::default()
         .path("rootfs")
         .readonly(spec.read_only)
@@ -300,13 +302,13 @@ fn process(
     process.set_terminal(Some(spec.tty));
     process.set_args(Some(command_line(spec, image)?));
     process.set_env(Some(environment(spec, hostname, image)));
-    let dir = container_mounts::clean(or(or(&spec.dir, &image.working_dir), "/"));
+    let dir = mounts::clean(or(or(&spec.dir, &image.working_dir), "/"));
     process.set_cwd(dir.ok_or_else(|| invalid("Dir", "must be an absolute path"))?);
     // Present and false would install the filter after the capability to do so is gone.
     process.set_no_new_privileges(None);
     process.set_apparmor_profile(None);
     process.set_capabilities(Some(defaults::capabilities(capabilities)));
-    process.set_rlimits(Some(rlimits(&spec.ulimits)?));
+    process.set_rlimits(Some(limits::rlimits(&spec.ulimits)?));
     let score = i32::try_from(spec.oom_score_adj)
         .ok()
         .filter(|score| (-1000..=1000).contains(score));
@@ -357,68 +359,6 @@ fn environment(spec: &ContainerSpec, hostname: &str, image: &ImageConfig) -> Vec
     env
 }
 
-/// Docker's order: `ALL` added, then what is dropped, then what is added by name.
-fn capabilities(spec: &ContainerSpec) -> Result<Capabilities, ApiError> {
-    let parse = |field: &str, names: &[String]| -> Result<(bool, Capabilities), ApiError> {
-        let mut all = false;
-        let mut set = Capabilities::new();
-        for name in names {
-            if name.eq_ignore_ascii_case("all") {
-                all = true;
-            } else {
-                let why = || invalid(field, format!("unknown capability {name:?}"));
-                set.insert(defaults::capability(name).ok_or_else(why)?);
-            }
-        }
-        Ok((all, set))
-    };
-    let (add_all, add) = parse("CapabilityAdd", &spec.capability_add)?;
-    let (drop_all, drop) = parse("CapabilityDrop", &spec.capability_drop)?;
-    let base = match (add_all, drop_all) {
-        (true, _) => defaults::every_capability(),
-        (false, true) => Capabilities::new(),
-        (false, false) => defaults::default_capabilities(),
-    };
-    let kept = base.difference(&drop).copied();
-    Ok(kept.chain(add).collect())
-}
-
-fn rlimits(ulimits: &[Ulimit]) -> Result<Vec<PosixRlimit>, ApiError> {
-    let mut limits: BTreeMap<&str, (u64, u64)> = BTreeMap::from([
-        ("nofile", (defaults::MAX_FILES, defaults::MAX_FILES)),
-        ("memlock", (defaults::MAX_LOCKED, defaults::MAX_LOCKED)),
-    ]);
-    for ulimit in ulimits {
-        let value = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
-        let (soft, hard) = (value(ulimit.soft), value(ulimit.hard));
-        if soft > hard {
-            let why = format!(
-                "{}: soft limit {soft} is above hard limit {hard}",
-                ulimit.name
-            );
-            return Err(invalid("Ulimits", why));
-        }
-        limits.insert(&ulimit.name, (soft, hard));
-    }
-    let built = limits.into_iter().map(|(name, (soft, hard))| {
-        let kind = rlimit_kind(name)
-            .ok_or_else(|| invalid("Ulimits", format!("unknown limit {name:?}")))?;
-        let limit = PosixRlimitBuilder::default()
-            .typ(kind)
-            .soft(soft)
-            .hard(hard);
-        limit
-            .build()
-            .map_err(|error| invalid("Ulimits", error.to_string()))
-    });
-    built.collect()
-}
-
-fn rlimit_kind(name: &str) -> Option<PosixRlimitType> {
-    let name = format!("RLIMIT_{}", name.to_ascii_uppercase());
-    serde_json::from_value(serde_json::Value::String(name)).ok()
-}
-
 fn linux(
     spec: &ContainerSpec,
     limits: Option<&Resources>,
@@ -440,10 +380,10 @@ fn linux(
     LinuxBuilder::default()
         .cgroups_path(around.layout.cgroup.join(format!("ctr-{}", around.id)))
         .namespaces(namespaces)
-        .resources(resources(limits)?)
+        .resources(limits::resources(limits)?)
         .masked_paths(owned(&defaults::MASKED_PATHS))
         .readonly_paths(owned(&defaults::READONLY_PATHS))
-        .seccomp(container_seccomp::profile(capabilities))
+        .seccomp(seccomp::profile(capabilities))
         .sysctl(
             sysctls(spec, around.network.is_some())?
                 .into_iter()
@@ -460,44 +400,6 @@ fn namespace(kind: LinuxNamespaceType, path: Option<&Path>) -> LinuxNamespace {
         .unwrap_or_default();
     namespace.set_path(path.map(Path::to_owned));
     namespace
-}
-
-fn resources(limits: Option<&Resources>) -> Result<LinuxResources, ApiError> {
-    let none = Resources::default();
-    let limits = limits.unwrap_or(&none);
-    let number = |field: &str, value: i64| {
-        u64::try_from(value).map_err(|_| ApiError::Invalid {
-            field: format!("Resources.Limits.{field}"),
-            why: format!("{value} is negative"),
-        })
-    };
-    let nano_cpus = number("NanoCPUs", limits.nano_cpus)?;
-    let memory = number("MemoryBytes", limits.memory_bytes)?;
-    let pids = number("Pids", limits.pids)?;
-    let mut resources = LinuxResourcesBuilder::default()
-        .devices(defaults::device_rules())
-        .build()
-        .unwrap_or_default();
-    if nano_cpus > 0 {
-        // Below a millisecond per period the kernel refuses.
-        let quota = (nano_cpus / (1_000_000_000 / CPU_PERIOD)).max(1000);
-        let quota = i64::try_from(quota).unwrap_or(i64::MAX);
-        resources.set_cpu(
-            LinuxCpuBuilder::default()
-                .quota(quota)
-                .period(CPU_PERIOD)
-                .build()
-                .ok(),
-        );
-    }
-    if memory > 0 {
-        let limit = LinuxMemoryBuilder::default().limit(limits.memory_bytes);
-        resources.set_memory(limit.build().ok());
-    }
-    if pids > 0 {
-        resources.set_pids(LinuxPidsBuilder::default().limit(limits.pids).build().ok());
-    }
-    Ok(resources)
 }
 
 /// Docker's two for a network namespace of one's own, and the user's, if they are of a namespace of the container.
@@ -536,54 +438,6 @@ fn sysctls(spec: &ContainerSpec, own_network: bool) -> Result<BTreeMap<String, S
         sysctls.insert(name.clone(), value.clone());
     }
     Ok(sysctls)
-}
-
-/// `/etc/hosts` as Docker writes it. Each extra entry is `IP name…`.
-fn hosts(hostname: &str, addresses: &[IpAddr], extra: &[String]) -> Result<String, ApiError> {
-    let mut text = "127.0.0.1\tlocalhost\n\
-        ::1\tlocalhost ip6-localhost ip6-loopback\n\
-        fe00::\tip6-localnet\n\
-        ff00::\tip6-mcastprefix\n\
-        ff02::1\tip6-allnodes\n\
-        ff02::2\tip6-allrouters\n"
-        .to_owned();
-    for entry in extra {
-        let mut words = entry.split_whitespace();
-        let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
-        let names: Vec<&str> = words.collect();
-        match address {
-            Some(address) if !names.is_empty() => {
-                text.push_str(&format!("{address}\t{}\n", names.join(" ")));
-            }
-            Some(_) | None => {
-                return Err(invalid(
-                    "Hosts",
-                    format!("{entry:?} is not an address and a name"),
-                ));
-            }
-        }
-    }
-    for address in addresses {
-        text.push_str(&format!("{address}\t{hostname}\n"));
-    }
-    Ok(text)
-}
-
-fn resolv_conf(dns: Option<&DnsConfig>) -> String {
-    let none = DnsConfig::default();
-    let dns = dns.unwrap_or(&none);
-    // A line break would let a value write lines of its own.
-    let clean = |values: &[String]| values.join(" ").replace(['\n', '\r'], " ");
-    let mut text = "nameserver 127.0.0.11\n".to_owned();
-    if !dns.search.is_empty() {
-        text.push_str(&format!("search {}\n", clean(&dns.search)));
-    }
-    let mut options = dns.options.clone();
-    if !options.iter().any(|option| option.starts_with("ndots:")) {
-        options.push("ndots:0".to_owned());
-    }
-    text.push_str(&format!("options {}\n", clean(&options)));
-    text
 }
 
 /// Name (with or without `SIG`) or number; SIGTERM when empty.
@@ -687,5 +541,4 @@ fn destinations(mounts: &[oci_spec::runtime::Mount]) -> Vec<String> {
 }
 
 #[cfg(test)]
-#[path = "container_tests.rs"]
 mod tests;

@@ -3,8 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    container_image::{ImageConfig, Reference},
-    container_plan::{ContainerId, ContainerPlan},
+    container::image::{ImageConfig, Reference},
+    container::plan::{ContainerId, ContainerPlan},
 };
 use crate::{api::Task, id::Id};
 

@@ -6,13 +6,6 @@
 
 pub mod assignments;
 pub mod container;
-mod container_defaults;
-pub mod container_exec;
-pub mod container_image;
-mod container_mounts;
-pub mod container_plan;
-mod container_seccomp;
-pub mod container_user;
 pub mod effect;
 mod reporter;
 mod retry;

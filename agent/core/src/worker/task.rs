@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    container_image::Reference,
-    container_plan::{ContainerId, ContainerPlan},
+    container::image::Reference,
+    container::plan::{ContainerId, ContainerPlan},
     effect::{
         Container, Effect, EffectError, EffectId, EffectResult, Exit, Phase, PulledImage,
         container_id,

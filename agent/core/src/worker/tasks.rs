@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     assignments::{AssignmentChange, Assignments, Sequence},
-    container_plan::ContainerId,
+    container::plan::ContainerId,
     effect::{Container, Effect, EffectId, EffectResult, Phase},
     reporter::Reporter,
     task::{Context, Environment, Mode, Moment, Step, TaskRun, Work},

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::{
     Environment, NetworkFact, TaskFacts, Worker, WorkerOutput,
     assignments::{AssignmentChange, Assignments},
-    container_plan::{ContainerId, ContainerPlan, EtcFiles, LogLimits, Stdio},
+    container::plan::{ContainerId, ContainerPlan, EtcFiles, LogLimits, Stdio},
     effect::{
         Container, Effect, EffectError, EffectId, EffectResult, Exit, Phase, PulledImage,
         TASK_LABEL,

@@ -16,7 +16,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use skep_core::{network::dns::LISTEN, node::Names, rng::Rng, worker::container_plan::ContainerId};
+use skep_core::{
+    network::dns::LISTEN, node::Names, rng::Rng, worker::container::plan::ContainerId,
+};
 use skep_host::{
     HostError,
     netns::{Namespaces, bind_in_netns},

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use skep_core::worker::{
-    container_image::Reference,
+    container::image::Reference,
     effect::{Container, EffectError, Exit, Phase},
 };
 use skep_host::{

@@ -9,8 +9,8 @@ use std::{path::PathBuf, sync::Arc};
 use skep_core::{
     node::{Input, Names, Output, Saved},
     worker::{
-        container_image::Reference,
-        container_plan::{ContainerId, ContainerPlan},
+        container::image::Reference,
+        container::plan::{ContainerId, ContainerPlan},
         effect::{Effect, EffectId, EffectResult, PulledImage},
     },
 };

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{RootBuilder, Spec, UserBuilder};
 use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags};
-use skep_core::worker::container_exec;
-use skep_core::worker::container_plan::{ContainerId, ContainerPlan, VolumeUse};
-use skep_core::worker::container_user::{self, User};
+use skep_core::worker::container::exec;
+use skep_core::worker::container::plan::{ContainerId, ContainerPlan, VolumeUse};
+use skep_core::worker::container::user::{self, User};
 
 use super::cgroup::Delegated;
 use super::copy::copy_tree;
@@ -170,7 +170,7 @@ impl Bundle {
             env.push(format!("HOME={}", user.home));
         }
         process.set_env(Some(env));
-        container_exec::limit_capabilities(&mut process, bounding_set()?);
+        exec::limit_capabilities(&mut process, bounding_set()?);
         spec.set_process(Some(process));
         check_binds(&spec)?;
         Ok(spec)
@@ -244,8 +244,7 @@ pub(super) fn find_user(root: &Rooted, user: &str, groups: &[String]) -> Result<
             .context("read", path)?;
         Ok(String::from_utf8_lossy(&content.unwrap_or_default()).into_owned())
     };
-    container_user::resolve(user, groups, &read("etc/passwd")?, &read("etc/group")?)
-        .context("use user", user)
+    user::resolve(user, groups, &read("etc/passwd")?, &read("etc/group")?).context("use user", user)
 }
 
 /// The capabilities that this process could pass on, a bit for each number.

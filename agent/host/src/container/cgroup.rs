@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use skep_core::worker::container_plan::ContainerId;
+use skep_core::worker::container::plan::ContainerId;
 
 use super::{Limits, Stats};
 use crate::error::{Context, HostError, Result};

@@ -18,9 +18,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use skep_core::worker::container_exec::{self, ExecRequest};
-use skep_core::worker::container_image::Reference;
-use skep_core::worker::container_plan::{ContainerId, ContainerPlan};
+use skep_core::worker::container::exec::{self, ExecRequest};
+use skep_core::worker::container::image::Reference;
+use skep_core::worker::container::plan::{ContainerId, ContainerPlan};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
@@ -495,8 +495,8 @@ impl Containers {
                 Some(bundle::find_user(&root, name, &[])?)
             }
         };
-        let mut process = container_exec::process(&spec, &request, user.as_ref());
-        container_exec::limit_capabilities(&mut process, bundle::bounding_set()?);
+        let mut process = exec::process(&spec, &request, user.as_ref());
+        exec::limit_capabilities(&mut process, bundle::bounding_set()?);
         let stdio = session::ExecStdio {
             tty: request.tty,
             stdin: request.stdin,

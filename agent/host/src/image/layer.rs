@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Buf, Bytes};
 use sha2::{Digest as _, Sha256};
-use skep_core::worker::container_image::Digest;
+use skep_core::worker::container::image::Digest;
 use tokio::sync::mpsc;
 
 use super::unpack::{Budget, UnpackError, unpack};

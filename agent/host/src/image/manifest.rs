@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use skep_core::time::Timestamp;
-use skep_core::worker::container_image::{Digest, ImageConfig};
+use skep_core::worker::container::image::{Digest, ImageConfig};
 
 /// What a registry is asked for.
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \

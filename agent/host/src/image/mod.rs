@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use skep_core::worker::container_image::{Digest, ImageConfig, Reference};
+use skep_core::worker::container::image::{Digest, ImageConfig, Reference};
 use tokio::sync::{Semaphore, mpsc};
 
 use self::layer::{Expected, LayerError, Scratch};

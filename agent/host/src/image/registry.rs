@@ -13,7 +13,7 @@ use reqwest::{Client, Response, StatusCode, redirect};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use sha2::{Digest as _, Sha256};
-use skep_core::worker::container_image::{Digest, Reference};
+use skep_core::worker::container::image::{Digest, Reference};
 
 use super::manifest;
 use super::{Registries, RegistryAuth};

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use skep_core::worker::container_image::{Digest, ImageConfig, Reference};
+use skep_core::worker::container::image::{Digest, ImageConfig, Reference};
 
 use super::{Image, Removed};
 

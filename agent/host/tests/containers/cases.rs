@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use skep_core::worker::container::DebugRequest;
-use skep_core::worker::container_exec::ExecRequest;
+use skep_core::worker::container::exec::ExecRequest;
 use skep_host::container::{Limits, LogQuery, Phase, Session, Stream};
 use tokio::io::AsyncWriteExt;
 
@@ -326,7 +326,7 @@ fn exec(words: &[&str]) -> ExecRequest {
     }
 }
 
-async fn running(world: &World) -> skep_core::worker::container_plan::ContainerId {
+async fn running(world: &World) -> skep_core::worker::container::plan::ContainerId {
     let plan = world.plan(&["wait"]);
     world.create(&plan).await;
     world.containers.start(&plan.id).await.unwrap();

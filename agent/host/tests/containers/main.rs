@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use skep_core::time::Timestamp;
+use skep_core::worker::container::plan::{ContainerId, ContainerPlan};
 use skep_core::worker::container::{self, DebugRequest, Layout, Surroundings};
-use skep_core::worker::container_plan::{ContainerId, ContainerPlan};
 use skep_host::container::{Containers, Dirs, Exit, LogQuery};
 use skep_host::image::{Image, Images, Registries};
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
-use skep_core::worker::container_image::Reference;
+use skep_core::worker::container::image::Reference;
 use skep_host::container::Containers;
 use skep_host::image::{Images, Progress, Registries, RegistryAuth};
 

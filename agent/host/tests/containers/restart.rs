@@ -6,8 +6,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use serde_json::json;
-use skep_core::worker::container_exec::ExecRequest;
-use skep_core::worker::container_plan::{ContainerId, ContainerPlan};
+use skep_core::worker::container::exec::ExecRequest;
+use skep_core::worker::container::plan::{ContainerId, ContainerPlan};
 use skep_host::container::{Containers, Phase};
 use skep_host::image::{Images, Registries};
 

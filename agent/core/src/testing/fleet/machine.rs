@@ -14,7 +14,7 @@ use crate::{
     rng::Rng,
     time::Now,
     worker::{
-        container_plan::ContainerId,
+        container::plan::ContainerId,
         effect::{Container, Effect, EffectError, EffectResult, Exit, Phase, PulledImage},
     },
 };
@@ -233,8 +233,8 @@ impl Machine {
     }
 }
 
-fn image() -> crate::worker::container_image::ImageConfig {
-    crate::worker::container_image::ImageConfig {
+fn image() -> crate::worker::container::image::ImageConfig {
+    crate::worker::container::image::ImageConfig {
         cmd: vec!["/program".to_owned()],
         ..Default::default()
     }

@@ -6,9 +6,9 @@ use oci_spec::runtime::Mount as OciMount;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::container::{DebugRequest, Surroundings};
-use super::container_defaults as defaults;
-use super::container_plan::{ContainerId, VolumeUse};
+use super::defaults;
+use super::plan::{ContainerId, VolumeUse};
+use super::{DebugRequest, Surroundings};
 use crate::api::{ApiError, ContainerSpec, Mount, MountType};
 
 /// All mounts in the order in which they are made, and the volumes among them.

@@ -183,7 +183,7 @@ fn isolation_is_dockers_default() {
 fn capabilities_are_added_and_dropped_in_dockers_order() {
     let of = |add: &[&str], drop: &[&str]| {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        capabilities(&ContainerSpec {
+        limits::capabilities(&ContainerSpec {
             capability_add: owned(add),
             capability_drop: owned(drop),
             ..ContainerSpec::default()
@@ -300,7 +300,7 @@ fn limits_become_what_the_kernel_counts() {
         pids: 10,
         generic_resources: Vec::new(),
     };
-    let resources = resources(Some(&limits)).unwrap();
+    let resources = limits::resources(Some(&limits)).unwrap();
     let cpu = resources.cpu().clone().unwrap();
     assert_eq!((cpu.quota(), cpu.period()), (Some(50_000), Some(100_000)));
     assert_eq!(resources.memory().as_ref().unwrap().limit(), Some(64 << 20));
@@ -309,7 +309,7 @@ fn limits_become_what_the_kernel_counts() {
         memory_bytes: -1,
         ..Resources::default()
     };
-    assert!(super::resources(Some(&negative)).is_err());
+    assert!(limits::resources(Some(&negative)).is_err());
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Process, Spec, UserBuilder};
 
-use super::container_defaults::{all_capabilities, within};
-use super::container_user::User;
+use super::defaults::{all_capabilities, within};
+use super::user::User;
 
 /// A process to run inside a running container.
 #[derive(Clone, Debug, Default)]

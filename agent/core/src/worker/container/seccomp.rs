@@ -146,7 +146,7 @@ fn argument(value: u64, value_two: Option<u64>, operator: LinuxSeccompOperator) 
 
 #[cfg(test)]
 mod tests {
-    use super::super::container_defaults::{default_capabilities, every_capability};
+    use super::super::defaults::{default_capabilities, every_capability};
     use super::*;
 
     fn allows(profile: &LinuxSeccomp, call: &str) -> bool {
