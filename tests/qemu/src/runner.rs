@@ -5,7 +5,7 @@
 //! the consoles and journals said is kept for a test that failed.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -131,6 +131,9 @@ impl Runner<'_> {
             }
             Run::Swarm(_) | Run::Spare(_) => self.on_swarm(test),
         };
+        if let (Run::Image(_), Err(_)) = (test.run, &ended) {
+            keep_boots(self.paths, test.id, &self.results);
+        }
         let seconds = begun.elapsed().as_secs_f32();
         match &ended {
             Ok(()) => println!("ok      {:<16} {} ({seconds:.1} s)", test.id, test.shows),
@@ -168,6 +171,8 @@ impl Runner<'_> {
     }
 
     fn on_swarm(&mut self, test: &Test) -> Result<()> {
+        // The first test answers for what the nodes said while they booted, too.
+        let first = self.cluster.is_none();
         self.cluster()?;
         let cluster = match self.cluster.as_ref().context("booted above")? {
             Ok(cluster) => cluster,
@@ -177,26 +182,30 @@ impl Runner<'_> {
             paths: self.paths,
             cluster,
         };
-        let before: Vec<(String, usize)> = cluster
+        let read_before = |name: &str| match first {
+            true => String::new(),
+            false => console_of(cluster, name),
+        };
+        let before: Vec<(String, String)> = cluster
             .places()
             .iter()
-            .map(|place| (place.name.clone(), console_of(cluster, &place.name).len()))
+            .map(|place| (place.name.clone(), read_before(&place.name)))
             .collect();
         let spare = cluster.places().last().context("a cluster without nodes")?;
         let ended = settle(&swarm).and_then(|()| match test.run {
             Run::Swarm(function) => function(&swarm),
-            Run::Spare(function) => {
-                let ended = function(&swarm, &spare.name);
-                cluster.vm(&spare.name)?.power_cut()?;
-                ended
-            }
+            Run::Spare(function) => function(&swarm, &spare.name),
             Run::Host(_) | Run::Image(_) => bail!("{} needs no swarm", test.id),
         });
         let ended = ended.and_then(|()| check_consoles(cluster, &before, test.causes));
         if ended.is_err() {
             keep(&swarm, &self.results.join(test.id));
         }
-        ended
+        // Only now: the journal of a spare node that is on was wanted.
+        match test.run {
+            Run::Spare(_) => ended.and(cluster.vm(&spare.name).and_then(|vm| vm.power_cut())),
+            Run::Swarm(_) | Run::Host(_) | Run::Image(_) => ended,
+        }
     }
 
     fn clean_up(&mut self) -> Result<()> {
@@ -297,10 +306,17 @@ fn console_of(cluster: &Cluster, name: &str) -> String {
         .unwrap_or_default()
 }
 
-fn check_consoles(cluster: &Cluster, before: &[(String, usize)], causes: &[&str]) -> Result<()> {
-    for (name, length) in before {
+/// What a console says beyond what it said before: all of it when it was begun anew, as that of the spare node is.
+fn said_since<'a>(now: &'a str, before: &str) -> &'a str {
+    // Whole lines only: the last one may still have been growing.
+    let lines = before.rfind('\n').map_or(0, |end| end + 1);
+    now.strip_prefix(&before[..lines]).unwrap_or(now)
+}
+
+fn check_consoles(cluster: &Cluster, before: &[(String, String)], causes: &[&str]) -> Result<()> {
+    for (name, before) in before {
         let text = console_of(cluster, name);
-        let mut faults = console::faults(text.get(*length..).unwrap_or(&text));
+        let mut faults = console::faults(said_since(&text, before));
         faults.retain(|line| !causes.iter().any(|cause| line.contains(cause)));
         if let Some(first) = faults.first() {
             bail!(
@@ -312,8 +328,20 @@ fn check_consoles(cluster: &Cluster, before: &[(String, usize)], causes: &[&str]
     Ok(())
 }
 
+/// Keeps what a machine of the test's own said, if it has had one.
+fn keep_boots(paths: &Paths, id: &str, results: &Path) {
+    let boot = paths.lab.join("boots").join(id);
+    let kept = results.join(id);
+    for name in ["console", "qemu.log"] {
+        let file = boot.join(name);
+        if file.exists() && fs::create_dir_all(&kept).is_ok() {
+            let _ = fs::copy(file, kept.join(name));
+        }
+    }
+}
+
 /// Keeps consoles and journals of a test that failed; what cannot be had is left out.
-fn keep(swarm: &Swarm<'_>, folder: &std::path::Path) {
+fn keep(swarm: &Swarm<'_>, folder: &Path) {
     if fs::create_dir_all(folder).is_err() {
         return;
     }
@@ -337,4 +365,17 @@ fn keep(swarm: &Swarm<'_>, folder: &std::path::Path) {
         "consoles and journals are kept in {}",
         folder.display()
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_that_was_begun_anew_is_searched_from_its_begin() {
+        assert_eq!(said_since("a\nb\nc\n", "a\nb\n"), "c\n");
+        assert_eq!(said_since("a\nbc\n", "a\nb"), "bc\n");
+        assert_eq!(said_since("x\ny\nz\n", "a\nb\n"), "x\ny\nz\n");
+        assert_eq!(said_since("x\n", ""), "x\n");
+    }
 }

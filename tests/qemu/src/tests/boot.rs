@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::commands::Prepared;
-use crate::console::without_escapes;
+use crate::console::{faults, without_escapes};
 use crate::packages::ensure_installed;
 use crate::paths::Paths;
 use crate::process::run;
@@ -65,7 +65,7 @@ fn uefi(paths: &Paths, prepared: &Prepared) -> Result<()> {
     let code = format!("if=pflash,format=raw,readonly=on,file={}", FIRMWARE[0].1);
     let variables = format!("if=pflash,format=raw,file={}", variables.display());
     let extra = format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={TALK}");
-    let said = machine.boot(
+    let said = machine.boot_soundly(
         &["-drive", &code, "-drive", &variables, "-smbios", &extra],
         &[VERIFIED, SKEPD_STARTS],
     )?;
@@ -89,13 +89,13 @@ fn changed_root(paths: &Paths, prepared: &Prepared) -> Result<()> {
 fn torn_table(paths: &Paths, prepared: &Prepared) -> Result<()> {
     let machine = Machine::new(paths, prepared, "boot-torn-table")?;
     let direct = direct(prepared);
-    let first = machine.boot(&direct.arguments(), &[FIRST_BOOT, SKEPD_STARTS])?;
+    let first = machine.boot_soundly(&direct.arguments(), &[FIRST_BOOT, SKEPD_STARTS])?;
     if !first.contains(VERIFIED) {
         bail!("the first boot has no verified root");
     }
     // The header of the first copy; the second copy was written before it.
     machine.overwrite(SECTOR, SECTOR)?;
-    let second = machine.boot(&direct.arguments(), &[VERIFIED, SKEPD_STARTS])?;
+    let second = machine.boot_soundly(&direct.arguments(), &[VERIFIED, SKEPD_STARTS])?;
     if second.contains(FIRST_BOOT) {
         bail!("the state partition was made anew");
     }
@@ -158,6 +158,15 @@ impl Machine {
             .arg(format!("write -P 0x55 {offset} {length}"))
             .arg(self.folder.join("disk.qcow2")))
         .map(drop)
+    }
+
+    /// The same for a boot on which nothing may go wrong.
+    fn boot_soundly(&self, how: &[&str], until: &[&str]) -> Result<String> {
+        let said = self.boot(how, until)?;
+        match faults(&said).first() {
+            None => Ok(said),
+            Some(fault) => bail!("the console tells a fault: {fault}"),
+        }
     }
 
     /// Boots, waits until the console has said all of that, pulls the power cord, and gives what it said.

@@ -55,6 +55,18 @@ pub(super) const TESTS: &[Test] = &[
         }),
     },
     Test {
+        id: "daemons",
+        shows: "real skepds on loopback addresses form a swarm, keep it through kill -9, refuse wrong tokens and bytes",
+        slow: false,
+        causes: &[],
+        run: Run::Host(|paths| {
+            cargo_aloud(
+                paths,
+                &["test", "--quiet", "--package", "skepd", "--test", "swarm"],
+            )
+        }),
+    },
+    Test {
         id: "netns",
         shows: "links, VXLAN and nftables in network namespaces of this machine",
         slow: false,
