@@ -316,14 +316,34 @@ impl Membership {
                 Ok(manager) => Some(manager),
                 Err(error) => {
                     tracing::error!(%error, "this manager does not manage: {error}");
-                    self.set_error(error.to_string());
-                    None
+                    return self.cannot_manage(&identity, advertise, managers, error.to_string());
                 }
             },
             false => None,
         };
         self.start(identity, cell, advertise, manager, managers)
             .await;
+    }
+
+    /// A manager that cannot manage stays in error: sessions would only hide the cause. The node can be asked
+    /// for it, and can leave its swarm.
+    fn cannot_manage(
+        &self,
+        identity: &NodeIdentity,
+        advertise: IpAddr,
+        managers: Vec<(String, String)>,
+        error: String,
+    ) {
+        self.set_status(|status| {
+            *status = SwarmStatus {
+                state: LocalNodeState::Error,
+                node_id: Some(identity.node_id.clone()),
+                role: identity.role,
+                node_addr: Some(advertise),
+                error,
+                managers,
+            };
+        });
     }
 
     async fn manager(
@@ -368,20 +388,47 @@ impl Membership {
         });
         self.renewal.plan(&identity, &mut self.rng);
         let Some(link) = self.link.take() else {
+            self.stop_manager(manager).await;
             return self.set_error("the node's machine is gone".to_owned());
         };
         let describe = Arc::clone(&self.parts.describe);
+        let begun = manager.clone();
         match Running::start(identity, cell, advertise, manager, managers, describe, link) {
             Ok(running) => self.running = Some(running),
             Err((link, error)) => {
                 self.link = Some(link);
+                self.stop_manager(begun).await;
                 self.set_error(error);
             }
         }
     }
 
+    /// Stops a manager that has become part of no [`Running`].
+    async fn stop_manager(&self, manager: Option<(Manager, CancellationToken)>) {
+        if let Some((manager, stop)) = manager {
+            stop.cancel();
+            *self.shared.manager() = None;
+            manager.raft().stop().await;
+            self.shared.published.send_replace(None);
+        }
+    }
+
+    /// Takes back an init that has failed: nothing half-done stays.
+    async fn undo_init(&self, manager: Option<(Manager, CancellationToken)>) {
+        self.stop_manager(manager).await;
+        self.parts.ports.close(ports::CLUSTER);
+        if let Err(error) = storage::remove_folder(&self.parts.state.join("raft")) {
+            tracing::warn!(error = error.chain(), "the log of a swarm that was not made stays");
+        }
+        if let Err(error) = self.vault.forget() {
+            tracing::warn!(%error, "the identity of a swarm that was not made stays: {error}");
+        }
+    }
+
     fn refuse_if_member(&self) -> Result<(), ApiError> {
-        if self.running.is_some() || self.joining.is_some() {
+        // A node in error has not left: its identity is not replaced behind the operator's back.
+        let known = !matches!(self.vault.node(), Ok(None));
+        if self.running.is_some() || self.joining.is_some() || known {
             return Err(ApiError::Unavailable(
                 "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
                     .to_owned(),
@@ -411,16 +458,17 @@ impl Membership {
         let cell = Arc::new(CertificateCell::default());
         cell.set(&identity.certificate, &identity.key)
             .map_err(|error| failed(error.to_string()))?;
-        let started = self.manager(&identity, &cell).await;
-        let manager = started.map_err(|error| failed(error.to_string()))?;
+        let manager = match self.manager(&identity, &cell).await {
+            Ok(manager) => manager,
+            Err(error) => {
+                self.undo_init(None).await;
+                return Err(failed(error.to_string()));
+            }
+        };
         if let Err(error) =
             founding::begin(&self.vault, &manager.0, &identity, advertise, proposal).await
         {
-            // Nothing half-done stays.
-            manager.1.cancel();
-            manager.0.raft().stop().await;
-            *self.shared.manager() = None;
-            self.shared.published.send_replace(None);
+            self.undo_init(Some(manager)).await;
             return Err(failed(error));
         }
         self.remember(Some(advertise), params.availability);
@@ -523,7 +571,13 @@ impl Membership {
             self.remember(advertise, availability);
         }
         self.resume(identity).await;
-        self.answer_in_session(joining.waiting, Ok(node_id));
+        let done = match self.running {
+            Some(_) => Ok(node_id),
+            None => Err(ApiError::Unavailable(
+                self.shared.status.borrow().error.clone(),
+            )),
+        };
+        self.answer_in_session(joining.waiting, done);
     }
 
     /// Answers who has made or joined a swarm when the first session stands: what they ask next should see
@@ -573,7 +627,7 @@ impl Membership {
         }
         let manages = known.is_some_and(|identity| is_manager(&identity));
         if manages && !force {
-            return Err(ApiError::Precondition(
+            return Err(ApiError::Unavailable(
                 "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last \
                  manager erases all current state of the swarm. Use `--force` to ignore this message."
                     .to_owned(),

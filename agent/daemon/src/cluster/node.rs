@@ -118,7 +118,7 @@ impl Running {
     }
 }
 
-/// Starts consensus and 2377 on a manager.
+/// Starts consensus and 2377 on a manager. What was begun when one of them fails is stopped again.
 pub(super) async fn start_manager(
     identity: &NodeIdentity,
     cell: &Arc<CertificateCell>,
@@ -134,7 +134,32 @@ pub(super) async fn start_manager(
     let id = raft_id(&identity.node_id);
     let published = Arc::clone(&shared.published);
     let raft = RaftHandle::start(folder, id, dialer.clone(), published).await?;
-    let manager = Manager::start(raft, &stop).map_err(|error| StartError(error.chain()))?;
+    match serve_manager(raft.clone(), identity, cell, ports, shared, &stop) {
+        Ok(manager) => {
+            *shared.manager() = Some((manager.clone(), dialer));
+            Ok((manager, stop))
+        }
+        Err(error) => {
+            // Dropping the token would cancel nothing: the leader's task would go on and hold the log.
+            stop.cancel();
+            raft.stop().await;
+            shared.published.send_replace(None);
+            Err(error)
+        }
+    }
+}
+
+/// Starts the manager's tasks and serves 2377 until `stop`.
+fn serve_manager(
+    raft: RaftHandle,
+    identity: &NodeIdentity,
+    cell: &Arc<CertificateCell>,
+    ports: &Ports,
+    shared: &Shared,
+    stop: &CancellationToken,
+) -> Result<Manager, StartError> {
+    let fail = |error: &dyn std::fmt::Display| StartError(error.to_string());
+    let manager = Manager::start(raft, stop).map_err(|error| StartError(error.chain()))?;
     let tls =
         tls::cluster_server(&identity.root, Arc::clone(cell)).map_err(|error| fail(&error))?;
     let listener = ports
@@ -149,8 +174,7 @@ pub(super) async fn start_manager(
         published,
         stop.clone(),
     ));
-    *shared.manager() = Some((manager.clone(), dialer));
-    Ok((manager, stop))
+    Ok(manager)
 }
 
 /// Asks the managers, until one that leads has agreed, to take this manager into consensus.
