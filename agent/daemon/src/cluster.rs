@@ -54,7 +54,7 @@ pub struct InitParams {
 }
 
 /// How a node joins a swarm: the body of `POST /swarm/join`, without what Skep refuses.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct JoinParams {
     /// Managers to ask, `address[:port]`; the port is 2377 when it is left out.
     pub remote_addrs: Vec<String>,
@@ -64,6 +64,17 @@ pub struct JoinParams {
     pub advertise_addr: Option<IpAddr>,
     /// Whether this node takes tasks.
     pub availability: Availability,
+}
+
+impl std::fmt::Debug for JoinParams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Tokens stay out of logs.
+        f.debug_struct("JoinParams")
+            .field("remote_addrs", &self.remote_addrs)
+            .field("advertise_addr", &self.advertise_addr)
+            .field("availability", &self.availability)
+            .finish_non_exhaustive()
+    }
 }
 
 /// This node's part in a swarm; names as `Swarm.LocalNodeState` of `GET /info`.
@@ -152,7 +163,7 @@ impl ClusterHandle {
     pub async fn request(&self, request: ClusterRequest) -> Result<ClusterResponse, ApiError> {
         let manager = self.shared.manager().clone();
         let Some((manager, dialer)) = manager else {
-            return Err(not_a_manager());
+            return Err(not_a_manager(&self.shared.status.borrow()));
         };
         let begun = tokio::time::Instant::now();
         loop {
@@ -255,7 +266,7 @@ impl ClusterHandle {
     /// Leaves the swarm: stops what it runs for it and forgets its identity.
     ///
     /// # Errors
-    /// `Unavailable` when in no swarm, `Precondition` on a manager without `force`.
+    /// `Unavailable` when in no swarm, or on a manager without `force`.
     pub async fn swarm_leave(&self, force: bool) -> Result<(), ApiError> {
         self.command(|answer| Command::Leave(force, answer)).await
     }
@@ -311,11 +322,58 @@ fn no_leader() -> ApiError {
     )
 }
 
-/// Docker's words for a cluster request on a worker or outside a swarm.
-fn not_a_manager() -> ApiError {
-    ApiError::Unavailable(
-        "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
-         Please run this command on a manager node or promote the current node to a manager."
-            .to_owned(),
-    )
+/// Docker's words, which clients know, for a cluster request on a worker or outside a swarm; on a manager that
+/// cannot manage, the cause.
+pub(crate) fn not_a_manager(status: &SwarmStatus) -> ApiError {
+    let words = match status.state {
+        LocalNodeState::Inactive => {
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect \
+             this node to swarm and try again."
+        }
+        LocalNodeState::Pending => {
+            "This node is still joining the swarm: try again in a moment."
+        }
+        LocalNodeState::Error if status.role == Role::Manager => {
+            let error = &status.error;
+            return ApiError::Unavailable(format!("This manager does not manage: {error}"));
+        }
+        LocalNodeState::Active | LocalNodeState::Error => {
+            "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
+             Please run this command on a manager node or promote the current node to a manager."
+        }
+    };
+    ApiError::Unavailable(words.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_manage_says_why() {
+        let said = |state, role| {
+            let status = SwarmStatus {
+                state,
+                role,
+                error: "the log is damaged".to_owned(),
+                ..SwarmStatus::default()
+            };
+            not_a_manager(&status).to_string()
+        };
+        let outside = said(LocalNodeState::Inactive, Role::Worker);
+        assert!(outside.contains("docker swarm init"), "{outside}");
+        let worker = said(LocalNodeState::Active, Role::Worker);
+        assert!(worker.contains("Worker nodes"), "{worker}");
+        let broken = said(LocalNodeState::Error, Role::Manager);
+        assert!(broken.contains("the log is damaged"), "{broken}");
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let params = JoinParams {
+            join_token: "SWMTKN-1-secret".to_owned(),
+            ..JoinParams::default()
+        };
+        assert!(!format!("{params:?}").contains("secret"));
+    }
 }

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use skep_core::{api::ApiError, store::View};
 use tokio::sync::watch;
 
-use crate::cluster::LocalNodeState;
+use crate::cluster;
 use port::{ClusterPort, LocalPort};
 
 /// The handle that every front door holds.
@@ -56,20 +56,6 @@ impl Management {
     }
 
     fn not_a_manager(&self) -> ApiError {
-        let status = self.cluster.status();
-        ApiError::Unavailable(
-            match status.state {
-                LocalNodeState::Inactive => {
-                    "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect \
-                     this node to swarm and try again."
-                }
-                LocalNodeState::Pending => "This node is still joining the swarm: try again in a moment.",
-                LocalNodeState::Active | LocalNodeState::Error => {
-                    "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. \
-                     Please run this command on a manager node or promote the current node to a manager."
-                }
-            }
-            .to_owned(),
-        )
+        cluster::not_a_manager(&self.cluster.status())
     }
 }
