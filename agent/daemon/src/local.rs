@@ -152,6 +152,28 @@ impl LocalHandle {
         }
     }
 
+    /// Makes a debug container and sees it to its end. In a task of its own: a client that goes away while the
+    /// container is made leaves nobody else to remove it.
+    async fn begin_debug(
+        self,
+        params: DebugParams,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<DebugSession, ApiError> {
+        let operator = params.operator.as_str();
+        let (plan, session) = match self.debug_container(&params).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                tracing::info!(target: "audit", operator, %error, "debug container ends before it runs");
+                return Err(error);
+            }
+        };
+        tracing::info!(target: "audit", operator, container = plan.id.short(), "debug container runs");
+        let (input, given) = mpsc::channel(DEBUG_PIECES);
+        let (sender, output) = mpsc::channel(DEBUG_PIECES);
+        tokio::spawn(self.run_debug(plan.id, session, given, sender, permit));
+        Ok(DebugSession { input, output })
+    }
+
     async fn remove(&self, id: &ContainerId) {
         if let Err(error) = self.containers().delete(id).await {
             tracing::error!(container = id.short(), error = %error.chain(), "a debug container stays: {}", error.chain());
@@ -304,15 +326,8 @@ impl LocalPort for LocalHandle {
             command = ?params.command,
             "debug container asked for"
         );
-        let (plan, session) = self.debug_container(&params).await?;
-        tracing::info!(target: "audit", operator = params.operator, container = plan.id.short(), "debug container runs");
-        let (input, given) = mpsc::channel(DEBUG_PIECES);
-        let (sender, output) = mpsc::channel(DEBUG_PIECES);
-        tokio::spawn(
-            self.clone()
-                .run_debug(plan.id, session, given, sender, permit),
-        );
-        Ok(DebugSession { input, output })
+        let begun = tokio::spawn(self.clone().begin_debug(params, permit)).await;
+        begun.unwrap_or_else(|error| Err(ApiError::Unavailable(error.to_string())))
     }
 }
 

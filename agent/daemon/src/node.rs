@@ -153,12 +153,14 @@ impl NodeHost {
 /// Debug containers belong to the connections of an earlier life, which are gone.
 async fn remove_debug_containers(containers: &Containers) {
     for container in containers.list().await.unwrap_or_default() {
-        if container
-            .plan
-            .labels
-            .contains_key(crate::local::DEBUG_LABEL)
-            && let Err(error) = containers.delete(&container.plan.id).await
-        {
+        let labels = &container.plan.labels;
+        if !labels.contains_key(crate::local::DEBUG_LABEL) {
+            continue;
+        }
+        // Each line that one runs has its counterpart, even if the daemon ended in between.
+        let short = container.plan.id.short();
+        tracing::info!(target: "audit", container = short, "debug container ends with the daemon");
+        if let Err(error) = containers.delete(&container.plan.id).await {
             tracing::warn!(container = container.plan.id.short(), error = %error.chain(), "an old debug container stays: {}", error.chain());
         }
     }
