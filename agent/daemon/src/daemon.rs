@@ -114,7 +114,7 @@ async fn run(options: Options, inherited: Vec<(String, OwnedFd)>) -> Result<()> 
     let local = start_node(&options, config, hostname, services, sockets, parts).await?;
     let management = Management::new(Arc::new(cluster), local);
     if operators {
-        serve_api(&ports, api_tls, management.clone())?;
+        tokio::spawn(serve_api(Arc::clone(&ports), api_tls, management.clone()));
     }
     if !options.cluster_only {
         tokio::spawn(serve_bus(management, stop.clone()));
@@ -167,13 +167,28 @@ fn described(options: &Options, hostname: &str) -> Describe {
     Arc::new(move || describe(&hostname, machine_id.as_deref()))
 }
 
-fn serve_api(ports: &Ports, tls: ApiTls, management: Management) -> Result<()> {
-    let listener = ports
-        .open(ports::API, API_PORT)
-        .with_context(|| format!("cannot listen on port {API_PORT}"))?;
+/// Serves the Engine API. A port that is taken keeps nothing else from running: the node stays manageable by
+/// D-Bus, and the port is looked at again.
+async fn serve_api(ports: Arc<Ports>, tls: ApiTls, management: Management) {
+    const MIN_PAUSE: Duration = Duration::from_secs(1);
+    const MAX_PAUSE: Duration = Duration::from_secs(30);
+    let mut pause = MIN_PAUSE;
+    let listener = loop {
+        match ports.open(ports::API, API_PORT) {
+            Ok(listener) => break listener,
+            Err(error) => {
+                let line = format!("cannot listen on port {API_PORT}, trying again: {error}");
+                tracing::warn!(%error, "{line}");
+                if pause == MIN_PAUSE {
+                    console::say(&line);
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    };
     let router = docker_api::router(management);
-    tokio::spawn(docker_api::listener::serve_tls(listener, tls, router));
-    Ok(())
+    docker_api::listener::serve_tls(listener, tls, router).await;
 }
 
 /// Serves D-Bus. Without a bus the node is managed from outside, and the bus is looked for again.
