@@ -209,7 +209,9 @@ impl Term {
     fn deadline(&self) -> Option<Now> {
         let now = clock::now();
         let pause = (self.pause > now).then_some(self.pause);
+        // No pass begins before the pause is over: to wake up earlier would be to spin.
         let wake = self.wake_at.map(|at| now + at.since(clock::timestamp()));
+        let wake = wake.map(|wake| pause.map_or(wake, |pause| wake.max(pause)));
         [pause, wake, self.dispatcher.deadline()]
             .into_iter()
             .flatten()
