@@ -1,13 +1,15 @@
 //! nftables by the `nft` program: the one thing that is executed, never on the path of a start.
 
 use std::{
-    io::{Read, Write},
+    fs::File,
+    io::{self, Read, Seek, Write},
     os::fd::{AsFd, BorrowedFd},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use skep_core::network::ruleset::Ruleset;
 
 use crate::error::{Context, HostError, Result};
@@ -38,26 +40,30 @@ fn run(op: &'static str, script: &str) -> Result<()> {
     let mut nft = Command::new(NFT)
         .args(["-f", "-"])
         .env_clear()
-        .stdin(Stdio::piped())
+        .stdin(file_with(script).context(op, NFT)?)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .context(op, NFT)?;
-    let fed = nft
-        .stdin
-        .take()
-        .map(|mut stdin| stdin.write_all(script.as_bytes()));
     let complaint = complaint(&mut nft);
     if complaint.is_none() {
         // It may have ended meanwhile; then there is nothing to kill.
         let _ = nft.kill();
     }
     let status = nft.wait().context(op, NFT)?;
-    match (complaint, fed) {
-        (None, _) => Err(HostError::new(op, NFT, "it did not end in time").temporary()),
-        (Some(_), Some(Ok(()))) if status.success() => Ok(()),
-        (Some(complaint), _) => Err(HostError::new(op, NFT, format!("{status}: {complaint}"))),
+    match complaint {
+        None => Err(HostError::new(op, NFT, "it did not end in time").temporary()),
+        Some(_) if status.success() => Ok(()),
+        Some(complaint) => Err(HostError::new(op, NFT, format!("{status}: {complaint}"))),
     }
+}
+
+/// The script in memory, to be read from its start. Unlike a pipe it takes all of it at once, whatever the reader does.
+fn file_with(script: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create("skep-nft", MemfdFlags::CLOEXEC)?);
+    file.write_all(script.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// All that `nft` writes to its standard error until it closes it; none when it does not in time.

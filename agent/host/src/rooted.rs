@@ -1,11 +1,12 @@
 //! A directory that is the whole world: every path is looked up as if it were `/`, with `..` and absolute links staying
 //! inside (`openat2` with `RESOLVE_IN_ROOT`). For trees whose content was made by strangers.
 
+use std::ffi::CStr;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
 
-use rustix::fs::{self, Mode, OFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags, Dir, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// The directory.
@@ -91,6 +92,89 @@ impl Rooted {
     }
 }
 
+/// Removes what is at `path`: a file, a link itself, or a directory with all that is in it. That nothing is there is well.
+///
+/// The tree may be a stranger's work, and as deep as it likes: what a directory inside holds is moved up beside it before
+/// it is removed, so that no level costs a stack frame, a descriptor or a longer path.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        // What a directory answers, by Linux and by POSIX.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    empty(&fs::open(path, INSIDE, Mode::empty())?)?;
+    Ok(fs::rmdir(path)?)
+}
+
+const INSIDE: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+fn empty(top: &OwnedFd) -> io::Result<()> {
+    let mut moved = 0;
+    loop {
+        let mut is_empty = true;
+        for entry in Dir::read_from(top)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if is_self_or_parent(name) {
+                continue;
+            }
+            is_empty = false;
+            if !removed(top, name)? {
+                let inner = fs::openat(top, name, INSIDE, Mode::empty())?;
+                lift(&inner, top, &mut moved)?;
+                // Reading while moving may pass over an entry: the next round finds it.
+                removed(top, name)?;
+            }
+        }
+        if is_empty {
+            return Ok(());
+        }
+    }
+}
+
+/// Removes what is in a directory, or moves it up where it is a directory that is not empty.
+fn lift(inner: &OwnedFd, top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
+    for entry in Dir::read_from(inner)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if is_self_or_parent(name) || removed(inner, name)? {
+            continue;
+        }
+        loop {
+            *moved += 1;
+            let free = format!("skep-removed-{moved}");
+            match fs::renameat_with(inner, name, top, free, RenameFlags::NOREPLACE) {
+                Ok(()) => break,
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether it could be removed; a directory that is not empty could not.
+fn removed(dir: &OwnedFd, name: &CStr) -> io::Result<bool> {
+    match fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(true),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_self_or_parent(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
+}
+
 /// The path without what would make the kernel complain: leading slashes, and nothing at all.
 fn relative(path: &Path) -> std::path::PathBuf {
     let parts = path.components().filter(|part| {
@@ -111,6 +195,33 @@ fn relative(path: &Path) -> std::path::PathBuf {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    /// A container can make such a tree in a moment; removing it level by level on the stack would end the daemon.
+    #[test]
+    fn a_tree_may_be_as_deep_as_a_stranger_likes() {
+        let dir = std::env::temp_dir().join(format!("skep-deep-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("victim")).unwrap();
+        std::fs::write(dir.join("kept"), "outside").unwrap();
+        let mut level = fs::open(dir.join("victim"), INSIDE, Mode::empty()).unwrap();
+        for depth in 0..20_000 {
+            for name in ["d", "e"] {
+                fs::mkdirat(&level, name, Mode::from_raw_mode(0o700)).unwrap();
+            }
+            if depth % 1000 == 0 {
+                fs::symlinkat(dir.join("kept"), &level, "link").unwrap();
+            }
+            level = fs::openat(&level, "d", INSIDE, Mode::empty()).unwrap();
+        }
+        drop(level);
+        remove_tree(&dir.join("victim")).unwrap();
+        assert!(!dir.join("victim").exists() && dir.join("kept").exists());
+        symlink(&dir, dir.join("loop")).unwrap();
+        remove_tree(&dir.join("loop")).unwrap();
+        remove_tree(&dir.join("nothing")).unwrap();
+        assert!(dir.join("kept").exists());
+        remove_tree(&dir).unwrap();
+        assert!(!dir.exists());
+    }
 
     #[test]
     fn no_link_leads_outside() {

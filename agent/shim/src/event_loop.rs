@@ -251,6 +251,9 @@ impl EventLoop {
     }
 
     fn child_ended(&mut self, pid: i32, exit: Exit) -> Result<()> {
+        if let Some(exec) = self.execs.iter_mut().find(|exec| exec.helper == Some(pid)) {
+            exec.helper = None;
+        }
         if pid == self.container.pid && self.exit.is_none() {
             return self.container_ended(exit);
         }

@@ -32,7 +32,8 @@ pub(crate) struct Exec {
     pub(crate) pid: Option<i32>,
     /// Unix nanoseconds at which it was found running.
     pub(crate) started_at: u64,
-    helper: i32,
+    /// The child that sets it up, until it is reaped: then the number may be another process's.
+    pub(crate) helper: Option<i32>,
     report: Option<std::fs::File>,
     text: Vec<u8>,
     /// When the setting up is given up.
@@ -70,7 +71,7 @@ impl Exec {
                     client,
                     pid: None,
                     started_at: 0,
-                    helper: child.as_raw(),
+                    helper: Some(child.as_raw()),
                     report: Some(ours.into()),
                     text: Vec::new(),
                     deadline: Instant::now() + PATIENCE,
@@ -131,8 +132,10 @@ impl Exec {
 
     /// Gives up on it.
     pub(crate) fn abandon(&self) {
-        // SAFETY: the child is ours and not reaped while its report is open, so the number is its own.
-        unsafe { libc::kill(self.helper, libc::SIGKILL) };
+        if let Some(helper) = self.helper {
+            // SAFETY: the child is ours and not reaped yet, so the number is its own.
+            unsafe { libc::kill(helper, libc::SIGKILL) };
+        }
     }
 }
 

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{RootBuilder, Spec, UserBuilder};
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
 use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags};
 use skep_core::worker::container::exec;
 use skep_core::worker::container::plan::{ContainerId, ContainerPlan, VolumeUse};
@@ -16,7 +18,7 @@ use super::copy::copy_tree;
 use super::protocol::{self, ROOTFS, SETTINGS, Settings};
 use super::{Dirs, LOG_SUFFIX};
 use crate::error::{Context, HostError, Result};
-use crate::rooted::Rooted;
+use crate::rooted::{self, Rooted};
 
 /// The plan, in the container's directory on the tmpfs.
 const PLAN: &str = "container.json";
@@ -80,6 +82,7 @@ impl Bundle {
         }
         self.write_etc(plan)?;
         let root = self.mount_root(layers)?;
+        check_mount_points(&root)?;
         for volume in &plan.volumes {
             self.make_volume(volume, &root)?;
         }
@@ -255,6 +258,23 @@ pub(super) fn bounding_set() -> Result<u64> {
     u64::from_str_radix(line.unwrap_or_default().trim(), 16).context("read CapBnd in", STATUS)
 }
 
+/// Refuses an image whose `/dev`, `/proc` or `/sys` is no directory. Where `/dev` is a link, libcontainer would make links
+/// of its own at what the link names, looked up on the node.
+fn check_mount_points(root: &Rooted) -> Result<()> {
+    for name in ["dev", "proc", "sys"] {
+        let kind = match rustix::fs::statat(root.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) => FileType::from_raw_mode(found.st_mode),
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error).context("look at", format!("/{name} of the image")),
+        };
+        if kind != FileType::Directory {
+            let why = format!("/{name} of the image is not an ordinary directory");
+            return Err(HostError::new("mount", format!("/{name}"), why));
+        }
+    }
+    Ok(())
+}
+
 /// Docker's word for a bind mount of what is not there; libcontainer would say less.
 fn check_binds(spec: &Spec) -> Result<()> {
     for mount in spec.mounts().iter().flatten() {
@@ -281,12 +301,7 @@ pub(super) fn anonymous_volumes(volumes: &Path) -> Vec<(PathBuf, String)> {
 
 /// Removes a tree; one that is not there is fine. Links in it are not followed.
 pub(super) fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).context("remove", path.display())
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
+    rooted::remove_tree(path).context("remove", path.display())
 }
 
 fn make_private_dir(path: &Path) -> Result<()> {

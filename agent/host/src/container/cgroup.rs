@@ -109,6 +109,11 @@ impl Leaf {
     pub(super) async fn remove(&self) -> Result<()> {
         for attempt in 0..100_u32 {
             self.kill()?;
+            // What a privileged container has made in it goes first, the deepest before what holds it.
+            for inner in inner_groups(&self.dir).iter().rev() {
+                // Whatever stays keeps the leaf from going, which is said below.
+                let _ = fs::remove_dir(inner);
+            }
             match fs::remove_dir(&self.dir) {
                 Err(error) if !is_gone(&error) && attempt == 99 => {
                     return Err(error)
@@ -172,6 +177,21 @@ impl Leaf {
         let path = self.dir.join(file);
         fs::write(&path, value).context("write", path.display())
     }
+}
+
+/// All cgroups below one, each after the one that holds it.
+fn inner_groups(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut next = Some(dir.to_owned());
+    let mut at = 0;
+    while let Some(dir) = next {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let inner = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        found.extend(inner.map(|entry| entry.path()));
+        next = found.get(at).cloned();
+        at += 1;
+    }
+    found
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -585,16 +585,14 @@ impl Containers {
     /// Looks at a container that an earlier skepd left.
     async fn adopt(&self, id: &ContainerId) -> Result<()> {
         let bundle = self.bundle(id);
-        let answers = matches!(
-            Connection::ask(&bundle.run, &Request::State).await,
-            Ok(Reply::State { .. })
-        );
-        match (bundle.was_created(), answers) {
-            (true, true) => Ok(()),
-            (true, false) => self.settle(&bundle).map(|_| ()),
-            (false, true) => bundle.mark_created(),
+        let answer = Connection::ask(&bundle.run, &Request::State).await;
+        match (bundle.was_created(), answer) {
+            (true, Err(error)) if shim::says_dead(&error) => self.settle(&bundle).map(|_| ()),
+            // A shim that is slow or has no room for one more client is not dead, nor is its container.
+            (true, Ok(_) | Err(_)) => Ok(()),
+            (false, Ok(Reply::State { .. })) => bundle.mark_created(),
             // It was being made when skepd died.
-            (false, false) => self.clear(id).await,
+            (false, Ok(_) | Err(_)) => self.clear(id).await,
         }
     }
 

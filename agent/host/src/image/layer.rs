@@ -10,6 +10,11 @@ use skep_core::worker::container::image::Digest;
 use tokio::sync::mpsc;
 
 use super::unpack::{Budget, UnpackError, unpack};
+use crate::rooted::remove_tree;
+
+/// Largest window of a zstd stream, as a power of two: what any level but `--ultra` uses, with room. Each layer that is
+/// being unpacked may take so much memory.
+const MAX_WINDOW: u32 = 25;
 
 /// Bytes on the way from the network to the unpacking thread, in chunks as they come.
 pub(super) const BACKLOG: usize = 16;
@@ -171,7 +176,9 @@ fn decompress<'a>(mut input: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     if kind.starts_with(&[0x1f, 0x8b]) {
         Ok(Box::new(flate2::read::MultiGzDecoder::new(whole)))
     } else if kind.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        Ok(Box::new(zstd::Decoder::new(whole)?))
+        let mut decoder = zstd::Decoder::new(whole)?;
+        decoder.window_log_max(MAX_WINDOW)?;
+        Ok(Box::new(decoder))
     } else {
         Ok(Box::new(whole))
     }
@@ -204,7 +211,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What cannot be removed now is removed when the store is opened next.
-        let _ = std::fs::remove_dir_all(&self.path);
+        let _ = remove_tree(&self.path);
     }
 }
 

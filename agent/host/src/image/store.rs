@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use skep_core::worker::container::image::{Digest, ImageConfig, Reference};
 
 use super::{Image, Removed};
+use crate::rooted::remove_tree;
 
 /// An image as it is written down.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,7 +64,7 @@ pub(super) fn content(layer: &Path) -> PathBuf {
 impl Store {
     /// Opens a store and brings it in order: images without all their layers and layers without an image go.
     pub(super) fn open(root: PathBuf) -> io::Result<Self> {
-        remove_dir(&root.join("scratch"))?;
+        remove_tree(&root.join("scratch"))?;
         for dir in ["layers", "images", "scratch", "empty"] {
             fs::create_dir_all(root.join(dir))?;
         }
@@ -296,7 +297,7 @@ impl Store {
             // Out of its place first: half a layer must never be in it.
             let doomed = self.root.join("scratch").join(format!("gone-{hex}"));
             fs::rename(self.root.join("layers").join(&name), &doomed)?;
-            remove_dir(&doomed)?;
+            remove_tree(&doomed)?;
             removed.extend(Digest::parse(&format!("sha256:{hex}")));
         }
         Ok(removed)
@@ -312,13 +313,6 @@ impl Store {
 
     fn save_names(&self) -> io::Result<()> {
         write_json(&self.root.join("names.json"), &self.names)
-    }
-}
-
-fn remove_dir(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 

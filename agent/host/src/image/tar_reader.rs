@@ -11,6 +11,8 @@ const BLOCK: usize = 512;
 const MAX_PATH: u64 = 4096;
 /// Longest PAX header; it may hold extended attributes.
 const MAX_PAX: u64 = 1024 * 1024;
+/// Headers before one entry that only say something about it or about the archive: at most one of each kind makes sense.
+const MAX_EXTENSIONS: u32 = 4;
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +115,7 @@ impl<R: Read> TarReader<R> {
     /// The next entry; `None` at the end. What was not read of the data before is passed over.
     pub(super) fn next(&mut self) -> Result<Option<Entry>> {
         let mut overrides = Overrides::default();
-        loop {
+        for _ in 0..=MAX_EXTENSIONS {
             self.skip_data()?;
             let Some(block) = self.header()? else {
                 return Ok(None);
@@ -131,6 +133,7 @@ impl<R: Read> TarReader<R> {
                 flag => return self.entry(&block, flag, size, overrides).map(Some),
             }
         }
+        Err(TarError::Header("too many headers before one entry"))
     }
 
     /// The input after the archive.

@@ -16,7 +16,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::tar_reader::{Entry, Kind, TarError, TarReader};
-use crate::rooted::Rooted;
+use crate::rooted::{Rooted, remove_tree};
 
 /// What a layer may take.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,10 @@ const AUFS: &[u8] = b".wh..wh.";
 const MAX_DIR_TIMES: usize = 100_000;
 /// Data written between two looks at the free space.
 const SPACE_CHECK: u64 = 16 << 20;
+/// Entries made between two looks: they take blocks and inodes without any data.
+const ENTRIES_CHECK: u64 = 1000;
+/// Inodes that must stay free.
+const INODES_FREE: u64 = 4096;
 
 /// Unpacks `archive` below `dir`, an empty directory, and gives the number of bytes in its files.
 pub(super) fn unpack(archive: impl Read, dir: &Path, budget: Budget) -> Result<u64> {
@@ -91,6 +95,9 @@ pub(super) fn unpack(archive: impl Read, dir: &Path, budget: Budget) -> Result<u
         unpacker.entries += 1;
         if unpacker.entries > budget.entries {
             return Err(UnpackError::TooLarge(format!("{} entries", budget.entries)));
+        }
+        if unpacker.entries.is_multiple_of(ENTRIES_CHECK) {
+            unpacker.look_at_space(dir)?;
         }
         unpacker.add(&entry, &mut reader)?;
     }
@@ -255,9 +262,20 @@ impl Unpacker {
             return Ok(());
         }
         self.checked = self.written + SPACE_CHECK;
-        let space = fs::fstatvfs(file)?;
-        if space.f_bavail.saturating_mul(space.f_frsize) < self.budget.keep_free {
-            return Err(MakeError::Whole(UnpackError::NoSpace));
+        self.judge(&fs::fstatvfs(file)?).map_err(MakeError::Whole)
+    }
+
+    fn look_at_space(&self, dir: &Path) -> Result<()> {
+        let space = fs::fstatvfs(self.root.fd()).map_err(|error| entry_error(dir, error))?;
+        self.judge(&space)
+    }
+
+    fn judge(&self, space: &fs::StatVfs) -> Result<()> {
+        let bytes = space.f_bavail.saturating_mul(space.f_frsize);
+        // A file system without a table of inodes says that it has none at all.
+        let inodes = space.f_files == 0 || space.f_favail >= INODES_FREE;
+        if bytes < self.budget.keep_free || !inodes {
+            return Err(UnpackError::NoSpace);
         }
         Ok(())
     }
@@ -350,8 +368,19 @@ fn whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<(), MakeErr
     let device = fs::makedev(0, 0);
     let name = OsStr::from_bytes(hidden);
     match fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), device) {
-        // A whiteout is about the layers below; what this layer itself has at the place stays.
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => hide_below(dir, name),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A whiteout is about the layers below; what this layer itself has at the place stays. A directory would let the content
+/// of theirs show through.
+fn hide_below(dir: BorrowedFd<'_>, name: &OsStr) -> std::result::Result<(), MakeError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(made) => Ok(make_opaque(made.as_fd())?),
+        Err(Errno::NOTDIR | Errno::LOOP) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -377,7 +406,7 @@ fn clear_place(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> io::Result<bool
     let there_kind = FileType::from_raw_mode(there.st_mode);
     if there_kind == FileType::Directory {
         if kind != Kind::Directory {
-            std::fs::remove_dir_all(proc_path(dir, name))?;
+            remove_tree(&proc_path(dir, name))?;
         }
         return Ok(false);
     }

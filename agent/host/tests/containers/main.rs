@@ -37,6 +37,7 @@ pub(crate) struct World {
     pub(crate) image: Image,
     /// The same with links where file systems are mounted.
     pub(crate) hostile: Image,
+    pub(crate) dev_link: Image,
 }
 
 type Case = (
@@ -208,12 +209,21 @@ impl World {
             ("dev", "../../../../../../../../tmp"),
         ]);
         registry.add("hostile:latest", json!({}), &[image::layer(&files), links]);
+        // A link to a directory that the image has as well as the node.
+        let place = image::layer(&[("/tmp/of-image", 0o644, Vec::new())]);
+        let links = image::links(&[("dev", "/tmp")]);
+        registry.add(
+            "dev-link:latest",
+            json!({}),
+            &[image::layer(&files), place, links],
+        );
         let mut pulled = Vec::new();
-        for name in ["test", "hostile"] {
+        for name in ["test", "hostile", "dev-link"] {
             let reference = format!("{}/{name}", registry.address).parse().unwrap();
             let image = images.pull(&reference, None, &|_| ()).await;
             pulled.push(image.unwrap_or_else(|error| panic!("{}", error.chain())));
         }
+        let dev_link = pulled.pop().unwrap();
         let (hostile, image) = (pulled.pop().unwrap(), pulled.pop().unwrap());
         let dirs = dirs(dir);
         let containers = Containers::open(dirs.clone(), images.clone())
@@ -225,6 +235,7 @@ impl World {
             containers,
             image,
             hostile,
+            dev_link,
         }
     }
 
