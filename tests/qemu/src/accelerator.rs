@@ -1,7 +1,7 @@
 //! Whether KVM really works here: a machine may have `/dev/kvm` and yet not run the image's kernel with it.
 
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -29,6 +29,14 @@ pub fn choose(paths: &Paths, image: &Image) -> Result<Accelerator> {
     }
     let usable = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     let chosen = match usable {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            // Not kept: the next run may be allowed.
+            say(
+                "you may not open /dev/kvm (join its group: sudo adduser $USER kvm, and log in again): \
+                 the VMs are emulated, everything in them takes several times longer",
+            );
+            return Ok(Accelerator::Tcg);
+        }
         Err(_) => Accelerator::Tcg,
         Ok(_) => probe(&image.kernel, &image.initrd)?,
     };

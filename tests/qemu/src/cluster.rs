@@ -295,6 +295,18 @@ impl Cluster {
         })
     }
 
+    /// Lets paused nodes go on and heals the links that were cut.
+    pub fn undo_harm(&self, places: &[Place]) -> Result<()> {
+        for place in places {
+            let vm = self.vm(&place.name)?;
+            if vm.paused() {
+                vm.resume()?;
+            }
+            self.set_link(&place.name, true)?;
+        }
+        Ok(())
+    }
+
     /// Ends all its processes and removes it.
     pub fn down(self) -> Result<()> {
         self.power_off()?;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::archive::sorted_tree;
-use crate::packages::{self, IMAGE_SUITE, Suite, ensure_installed};
+use crate::packages::{self, FOR_MKOSI, IMAGE_SUITE, Suite, ensure_installed};
 use crate::paths::{Paths, write_atomically};
 use crate::process::run;
 
@@ -67,21 +67,6 @@ const COMPLETE: &str = "complete";
 const IMAGES_KEPT: usize = 4;
 /// skep-init is static, so that the initrd needs no libraries; glibc wants the target named for that.
 const INIT_TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// What mkosi needs of the host to make its tools; all later steps use those.
-const FOR_MKOSI: &[(&str, &str)] = &[
-    ("python3", "/usr/bin/python3"),
-    (
-        "debian-archive-keyring",
-        "/usr/share/keyrings/debian-archive-keyring.gpg",
-    ),
-    ("gpgv", "/usr/bin/gpgv"),
-    ("tar", "/usr/bin/tar"),
-    ("xz-utils", "/usr/bin/xz"),
-    ("zstd", "/usr/bin/zstd"),
-    ("systemd", "/usr/bin/systemctl"),
-    ("kmod", "/usr/sbin/modprobe"),
-];
 
 /// Builds what is not up to date and gives the image; `say` gets one line per step.
 ///

@@ -43,6 +43,24 @@ pub const FOR_COMPILING: &[HostPackage] = &[
     ("zlib1g-dev", "/usr/include/zlib.h"),
 ];
 
+/// What mkosi needs of the host to make its tools; all later steps of the image use those.
+pub const FOR_MKOSI: &[HostPackage] = &[
+    ("python3", "/usr/bin/python3"),
+    (
+        "debian-archive-keyring",
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+    ),
+    ("gpgv", "/usr/bin/gpgv"),
+    ("tar", "/usr/bin/tar"),
+    ("xz-utils", "/usr/bin/xz"),
+    ("zstd", "/usr/bin/zstd"),
+    ("systemd", "/usr/bin/systemctl"),
+    ("kmod", "/usr/sbin/modprobe"),
+];
+
+/// What it takes to boot by UEFI: the firmware's code.
+pub const FIRMWARE: HostPackage = ("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd");
+
 /// What the tests look with from outside.
 pub const FOR_TESTS: &[HostPackage] = &[
     ("iproute2", "/usr/bin/ip"),
@@ -50,7 +68,11 @@ pub const FOR_TESTS: &[HostPackage] = &[
     ("curl", "/usr/bin/curl"),
     ("procps", "/usr/bin/pgrep"),
     ("dbus-daemon", "/usr/bin/dbus-daemon"),
+    FIRMWARE,
 ];
+
+/// All that a run of the tests may come to need: asked for at once, so that one command installs it.
+pub const FOR_EVERYTHING: [&[HostPackage]; 4] = [FOR_MACHINES, FOR_COMPILING, FOR_MKOSI, FOR_TESTS];
 
 /// Installs the host packages that are missing, when we are root.
 ///

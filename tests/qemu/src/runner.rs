@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::cluster::Cluster;
 use crate::commands::{Mesh, Prepared, READY_PATIENCE, answers_of_every_replica, lock, prepare};
 use crate::console;
-use crate::packages::{FOR_COMPILING, FOR_TESTS, ensure_installed};
+use crate::packages::{FOR_EVERYTHING, ensure_installed};
 use crate::paths::Paths;
 use crate::progress::say;
 use crate::swarm::{CONVERGENCE, Swarm, eventually};
@@ -87,7 +87,7 @@ pub fn main(paths: &Paths, names: &[String], all: bool, list: bool) -> Result<Ex
         return Ok(ExitCode::SUCCESS);
     }
     let _lock = lock(paths)?;
-    ensure_installed(&[FOR_COMPILING, FOR_TESTS].concat())?;
+    ensure_installed(&FOR_EVERYTHING.concat())?;
     let results = paths.lab.join("tests");
     let _ = fs::remove_dir_all(&results);
     let mut runner = Runner {
@@ -96,6 +96,7 @@ pub fn main(paths: &Paths, names: &[String], all: bool, list: bool) -> Result<Ex
         prepared: None,
         cluster: None,
     };
+    let begun = Instant::now();
     let mut passed = 0;
     let mut failed = 0;
     for test in chosen {
@@ -105,6 +106,10 @@ pub fn main(paths: &Paths, names: &[String], all: bool, list: bool) -> Result<Ex
         }
     }
     runner.clean_up()?;
+    say(&format!(
+        "all of it took {:.0} s",
+        begun.elapsed().as_secs_f32()
+    ));
     println!("{passed} passed, {failed} failed");
     Ok(match failed {
         0 => ExitCode::SUCCESS,
@@ -254,14 +259,8 @@ fn boot(paths: &Paths, prepared: &Prepared) -> Result<Cluster> {
 fn settle(swarm: &Swarm<'_>) -> Result<()> {
     let cluster = swarm.cluster;
     let running = &cluster.places()[..usize::from(NODES)];
-    for place in running {
-        let vm = cluster.vm(&place.name)?;
-        if vm.paused() {
-            vm.resume()?;
-        }
-        cluster.set_link(&place.name, true)?;
-    }
     cluster.power_on(running)?;
+    cluster.undo_harm(cluster.places())?;
     cluster.wait_ready(running, READY_PATIENCE)?;
     eventually(CONVERGENCE, || remove_strangers(swarm))?;
     let mesh = Mesh::make(swarm.paths, cluster).context("cannot make the whoami mesh")?;

@@ -18,7 +18,7 @@ use crate::archive::Archive;
 use crate::cluster::{Cluster, Place, Role};
 use crate::docker::Release;
 use crate::images::TOOLS;
-use crate::packages::{FOR_COMPILING, ensure_installed};
+use crate::packages::{FOR_COMPILING, FOR_MKOSI, ensure_installed};
 use crate::paths::Paths;
 use crate::progress::say;
 use crate::registry::Registry;
@@ -248,7 +248,7 @@ pub fn set_link(paths: &Paths, node: &str, up: bool) -> Result<()> {
 /// `image`
 pub fn image(paths: &Paths, json: bool) -> Result<()> {
     let _lock = lock(paths)?;
-    ensure_installed(FOR_COMPILING)?;
+    ensure_installed(&[FOR_COMPILING, FOR_MKOSI].concat())?;
     let image = image::build(&paths.repository, &say)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&image)?);

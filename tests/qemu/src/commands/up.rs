@@ -9,7 +9,7 @@ use crate::cluster::{Cluster, Plan, Role, places};
 use crate::commands::{DEFAULT, Mesh, answers_of_every_replica, lock, status_of};
 use crate::generated::link_skep;
 use crate::image::Image;
-use crate::packages::{FOR_COMPILING, FOR_MACHINES, ensure_installed};
+use crate::packages::{FOR_COMPILING, FOR_MACHINES, FOR_MKOSI, ensure_installed};
 use crate::paths::Paths;
 use crate::progress::{Step, say};
 use crate::registry::Registry;
@@ -47,7 +47,7 @@ impl Prepared {
 
 /// Makes what every cluster needs, as far as it is not there yet.
 pub fn prepare(paths: &Paths) -> Result<Prepared> {
-    ensure_installed(&[FOR_MACHINES, FOR_COMPILING].concat())?;
+    ensure_installed(&[FOR_MACHINES, FOR_COMPILING, FOR_MKOSI].concat())?;
     let registry = Registry::at(paths)?;
     registry.start(paths)?;
     images::ensure_pushed(paths, &registry)?;
@@ -84,6 +84,7 @@ pub fn up(paths: &Paths, options: &Up) -> Result<()> {
     };
     let step = Step::begin(format!("booting {} nodes", cluster.places().len()));
     cluster.power_on(cluster.places())?;
+    cluster.undo_harm(cluster.places())?;
     cluster.wait_ready(cluster.places(), READY_PATIENCE)?;
     step.done();
     let step = Step::begin("making network my-demo and services client and whoami");

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::commands::Prepared;
 use crate::console::{faults, without_escapes};
-use crate::packages::ensure_installed;
+use crate::packages::{FIRMWARE, ensure_installed};
 use crate::paths::Paths;
 use crate::process::run;
 use crate::runner::{Run, Test};
@@ -54,15 +54,14 @@ const TALK: &str = "loglevel=7 systemd.show_status=1";
 /// Where the first slot's root begins: behind the ESP of 512 MiB, which begins at 1 MiB.
 const ROOT: u64 = 513 * 1024 * 1024;
 
-const FIRMWARE: &[(&str, &str)] = &[("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd")];
 const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 fn uefi(paths: &Paths, prepared: &Prepared) -> Result<()> {
-    ensure_installed(FIRMWARE)?;
+    ensure_installed(&[FIRMWARE])?;
     let machine = Machine::new(paths, prepared, "boot-uefi")?;
     let variables = machine.folder.join("variables.fd");
     fs::copy(FIRMWARE_VARIABLES, &variables).context("cannot copy the firmware's variables")?;
-    let code = format!("if=pflash,format=raw,readonly=on,file={}", FIRMWARE[0].1);
+    let code = format!("if=pflash,format=raw,readonly=on,file={}", FIRMWARE.1);
     let variables = format!("if=pflash,format=raw,file={}", variables.display());
     let extra = format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={TALK}");
     let said = machine.boot_soundly(
