@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
-use crate::commands::{Mesh, Prepared, READY_PATIENCE, api_answers, lock, prepare, who_answers};
+use crate::commands::{
+    DEFAULT, Mesh, Prepared, READY_PATIENCE, api_answers, lock, prepare, who_answers,
+};
 use crate::paths::Paths;
 use crate::swarm::{Swarm, eventually};
 
@@ -20,6 +22,25 @@ const SCALE_TO: usize = 30;
 const PATIENCE: Duration = Duration::from_secs(600);
 const MIB: u64 = 1 << 20;
 
+// The measurements by their names, in the groups that are taken together.
+const DISK: &str = "b1_disk";
+const BOOT: &[&str] = &[
+    "a2_poweron_to_engine_ready_three_vms",
+    "a_poweron_to_three_nodes_ready",
+];
+const MEMORY_IDLE: &[&str] = &["b2_memory_idle_manager", "b2_memory_idle_worker"];
+const CREATE: &[&str] = &[
+    "c1_create_cli_returns",
+    "c2_create_to_3_running",
+    "c3_create_to_first_ingress_answer_on_every_node",
+];
+const ONE_START: &[&str] = &["e_run_rm_true_none"];
+const SCALE: &[&str] = &[
+    "d1_scale_3_to_30_all_running",
+    "d2_scale_30_to_3_three_desired_left",
+];
+const FIVE_TASKS: &[&str] = &["b3_memory_worker_5_tasks"];
+
 /// `bench`: those whose name contains `name`, or all.
 pub fn run(paths: &Paths, name: Option<&str>) -> Result<()> {
     let _lock = lock(paths)?;
@@ -27,15 +48,43 @@ pub fn run(paths: &Paths, name: Option<&str>) -> Result<()> {
     let bench = Bench {
         accelerator: json!(prepared.accelerator),
     };
-    let wanted = |metric: &str| name.is_none_or(|part| metric.contains(part));
-    if wanted("b1_disk") {
+    let wanted = |group: &[&str]| {
+        let named = |part: &str| group.iter().any(|metric| metric.contains(part));
+        name.is_none_or(named)
+    };
+    let all = [BOOT, MEMORY_IDLE, CREATE, ONE_START, SCALE, FIVE_TASKS];
+    let on_cluster = all.iter().any(|group| wanted(group));
+    if let Some(name) = name
+        && !on_cluster
+        && !wanted(&[DISK])
+    {
+        let names = [&[DISK][..], &all.concat()].concat();
+        bail!("nothing is called {name}; there are: {}", names.join(", "));
+    }
+    if wanted(&[DISK]) {
         bench.disk(&prepared)?;
     }
+    let measured = match on_cluster {
+        true => on_new_cluster(paths, &prepared, &bench, &wanted),
+        false => Ok(()),
+    };
+    if Cluster::find(paths, DEFAULT)?.is_none() {
+        prepared.registry.stop()?;
+    }
+    measured
+}
+
+fn on_new_cluster(
+    paths: &Paths,
+    prepared: &Prepared,
+    bench: &Bench,
+    wanted: &dyn Fn(&[&str]) -> bool,
+) -> Result<()> {
     if let Some(old) = Cluster::find(paths, CLUSTER)? {
         old.down()?;
     }
     let cluster = Cluster::create(paths, CLUSTER, &prepared.plan(3, 1)?)?;
-    let measured = bench.on_cluster(paths, &cluster, &wanted);
+    let measured = bench.on_cluster(paths, &cluster, wanted);
     cluster.down()?;
     measured
 }
@@ -68,7 +117,7 @@ impl Bench {
             |bytes: u64| -> Result<f64> { Ok(f64::from(u32::try_from(bytes * 10 / MIB)?) / 10.0) };
         let detail = json!({ "root_mib": mib(sizes.root)?, "uki_mib": mib(sizes.uki)?, "agent_mib": mib(sizes.agent)? });
         self.print(
-            "b1_disk",
+            DISK,
             "MiB root and UKI",
             &[mib(sizes.root + sizes.uki)?],
             detail,
@@ -80,25 +129,37 @@ impl Bench {
         &self,
         paths: &Paths,
         cluster: &Cluster,
-        wanted: &dyn Fn(&str) -> bool,
+        wanted: &dyn Fn(&[&str]) -> bool,
     ) -> Result<()> {
         let swarm = Swarm { paths, cluster };
         self.boot(cluster)?;
-        if wanted("b2_memory_idle") {
+        if wanted(MEMORY_IDLE) {
             self.memory(&swarm, "b2_memory_idle_manager", "swarm-manager")?;
             self.memory(&swarm, "b2_memory_idle_worker", "swarm-worker2")?;
+        }
+        if ![CREATE, ONE_START, SCALE, FIVE_TASKS]
+            .iter()
+            .any(|group| wanted(group))
+        {
+            return Ok(());
         }
         // The first time, images are fetched: that is not what is measured.
         create(&swarm)?;
         remove(&swarm)?;
-        if wanted("c1_create c2_create c3_create") {
+        if wanted(CREATE) {
             self.create(&swarm)?;
         }
-        if wanted("e_run_rm_true_none") {
+        if wanted(ONE_START) {
             self.one_start(&swarm)?;
         }
-        if wanted("d1_scale b3_memory_worker_5_tasks") {
+        if wanted(SCALE) {
             self.scale(&swarm)?;
+        }
+        // Last: the machines are turned off with what is left of it.
+        if wanted(FIVE_TASKS) {
+            let here = ["--constraint", "node.hostname==swarm-worker2", "whoami"];
+            swarm.create("five", 5, &here)?;
+            self.memory(&swarm, FIVE_TASKS[0], "swarm-worker2")?;
         }
         Ok(())
     }
@@ -229,7 +290,6 @@ impl Bench {
             &[up],
             Value::Null,
         );
-        self.memory(swarm, "b3_memory_worker_10_tasks", "swarm-worker2")?;
         let begun = Instant::now();
         swarm.docker(&["service", "scale", "--detach", "whoami=3"])?;
         eventually(PATIENCE, || {
