@@ -1,5 +1,6 @@
 //! What needs no swarm: the sources, cargo's own tests, the image's content, and one VM with the image's kernel.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::packages::is_root;
 use crate::paths::Paths;
 use crate::process::run;
 use crate::runner::{Run, Test};
-use crate::{guest, image};
+use crate::{console, guest, image};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -112,7 +113,11 @@ fn clients(paths: &Paths) -> Result<()> {
 
 fn netns(paths: &Paths) -> Result<()> {
     if !is_root() {
-        bail!("network namespaces need root: sudo -E cargo lab test netns");
+        let program = test_program(paths, "skep-host", "netns")?;
+        bail!(
+            "network namespaces need root: sudo {} --test-threads=1",
+            program.display()
+        );
     }
     cargo_aloud(
         paths,
@@ -156,7 +161,15 @@ fn in_guest(
         programs: programs.to_vec(),
         patience: Duration::from_secs(900),
     };
-    let said = guest::run(paths, prepared, &script)?;
+    let said = guest::run(paths, prepared, &script).inspect_err(|_| {
+        let console = format!("guest/{}/nodes/guest/{}", script.name, console::CONSOLE);
+        let kept = paths.folder("tests").map(|tests| {
+            let name = format!("guest-{}.console.log", script.name);
+            fs::copy(paths.lab.join(console), tests.join(name))
+        });
+        // Without a console, what went wrong is all that there is.
+        drop(kept);
+    })?;
     // On this kernel nothing may be skipped, and a run in which nothing was tested proves nothing.
     match said.contains("test result: ok.") && !said.contains("ok. 0 passed") {
         true if said.to_lowercase().contains("skipped") => {

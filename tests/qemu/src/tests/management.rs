@@ -4,12 +4,12 @@ use anyhow::{Context, Result, ensure};
 
 use crate::docker::Release;
 use crate::runner::{Run, Test};
-use crate::swarm::{Swarm, must_contain, refusal};
+use crate::swarm::{CONVERGENCE, Swarm, eventually, must_contain, refusal};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
         id: "F1",
-        shows: "on the node: skep over D-Bus lists nodes, services and networks; others than root are refused",
+        shows: "on the node: skep over D-Bus lists, creates, scales, inspects and removes; others than root are refused",
         slow: false,
         causes: &[],
         run: Run::Swarm(on_the_node),
@@ -62,6 +62,7 @@ fn on_the_node(swarm: &Swarm<'_>) -> Result<()> {
             "ingress",
         ],
     )?;
+    manage_on_the_node(swarm, skep)?;
     let names = swarm.debug(
         swarm.manager(),
         "busctl --system list --no-legend | grep io.skep; busctl --system introspect io.skep /io/skep",
@@ -75,6 +76,26 @@ fn on_the_node(swarm: &Swarm<'_>) -> Result<()> {
         ),
     )?;
     refusal(&other, "skep of another user than root").map(drop)
+}
+
+/// The verbs that change something, by the node's own skep.
+fn manage_on_the_node(swarm: &Swarm<'_>, skep: &str) -> Result<()> {
+    let run = |words: &str| swarm.debug(swarm.manager(), &format!("{skep} {words}"));
+    run("network create bus-net")?;
+    run("service create --detach --name bus --network bus-net --replicas 1 whoami")?;
+    swarm.wait_running("bus", 1)?;
+    must_contain(&run("service scale --detach bus=2")?, &["bus scaled to 2"])?;
+    swarm.wait_running("bus", 2)?;
+    must_contain(&run("service ps bus")?, &["bus.1", "bus.2"])?;
+    must_contain(&run("service inspect bus")?, &["\"Replicas\": 2"])?;
+    run("service rm bus")?;
+    eventually(CONVERGENCE, || run("network rm bus-net"))?;
+    let left = swarm.docker(&["network", "ls", "--format", "{{.Name}}"])?;
+    ensure!(
+        !left.lines().any(|name| name == "bus-net"),
+        "bus-net is still listed"
+    );
+    Ok(())
 }
 
 fn from_outside(swarm: &Swarm<'_>) -> Result<()> {

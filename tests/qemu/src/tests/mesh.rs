@@ -55,7 +55,7 @@ pub(super) const TESTS: &[Test] = &[
     },
     Test {
         id: "junk",
-        shows: "entries added by hand to the sandbox's IPVS, ARP and FDB tables are gone after the next pass",
+        shows: "entries added by hand to the sandbox's IPVS, ARP and FDB tables and to the node's rules are gone after the next pass",
         slow: false,
         causes: &[],
         run: Run::Swarm(junk_is_removed),
@@ -157,7 +157,14 @@ fn ingress_sandbox(swarm: &Swarm<'_>) -> Result<()> {
         ),
     )?;
     let rules = swarm.debug(&node, "nft list ruleset")?;
-    must_contain(&rules, &["8000", bridge_address.trim(), "dnat"])
+    let target = format!(" {}", bridge_address.trim());
+    let parts = [" 8000", "dnat", &target];
+    let of_one_rule = |line: &str| parts.iter().all(|part| line.contains(part));
+    ensure!(
+        rules.lines().any(of_one_rule),
+        "{node} has no rule with {parts:?}:\n{rules}"
+    );
+    Ok(())
 }
 
 fn inside_a_task(swarm: &Swarm<'_>) -> Result<()> {
@@ -250,7 +257,8 @@ fn ports(swarm: &Swarm<'_>) -> Result<()> {
 
 /// What a node holds of overlays and mesh, one item per line, in an order that can be compared.
 fn kernel_state(swarm: &Swarm<'_>, node: &str) -> Result<String> {
-    let script = "nft list ruleset | grep -v -E 'counter|handle' | sort; ls /run/skep/netns | sort; \
+    let script = "nft list ruleset | grep -v -E 'counter|handle' | sort; \
+                  nsenter --net=/run/skep/netns/ingress_sbox nft list ruleset | grep -v -E 'counter|handle'; ls /run/skep/netns | sort; \
                   for n in /run/skep/netns/*; do echo $n; nsenter --net=$n sh -c 'ip -o -4 addr | cut -d\" \" -f2-7; bridge fdb | grep dst; ip neigh | grep PERM; ipvsadm -Sn 2>/dev/null'; done";
     swarm.debug(node, script)
 }
@@ -349,6 +357,10 @@ fn junk_is_removed(swarm: &Swarm<'_>) -> Result<()> {
             SANDBOX,
             "ipvsadm -a -f 256 -r 10.255.99.99 -m; ipvsadm -A -f 999 -s rr",
         ),
+    )?;
+    swarm.debug(
+        node,
+        "nft add rule ip skep forward ip daddr 192.0.2.99 drop",
     )?;
     eventually(CONVERGENCE, || {
         let now = kernel_state(swarm, node)?;

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::commands::{answers_of_every_replica, who_answers};
+use crate::images::TOOLS;
 use crate::runner::{Run, Test};
-use crate::swarm::{CONVERGENCE, Swarm, Task, eventually, in_namespace, must_contain};
+use crate::swarm::{CONVERGENCE, Swarm, Task, eventually, must_contain};
 
 /// How often skepd is killed.
 const KILLS: usize = 20;
@@ -69,21 +70,28 @@ fn isolation(swarm: &Swarm<'_>) -> Result<()> {
         descriptors == ["0", "1", "2"],
         "the container has the descriptors {descriptors:?}"
     );
+    let numbers = swarm.debug(&task.node, "cat /sys/class/block/vda/dev")?;
+    let (major, minor) = numbers.trim().split_once(':').context("no number of vda")?;
     // In the container's cgroup, root and namespaces, as a process of its own.
     let inside = format!(
         "echo $$ > /sys/fs/cgroup$(cut -d: -f3 /proc/{process}/cgroup)/cgroup.procs && \
-         nsenter -t {process} -m -u -n -p -r sh -c 'cat /proc/cmdline | wc -c; mknod /tmp/disk b 253 0; cat /tmp/disk 2>&1; cat /etc/hostname'"
+         nsenter -t {process} -m -u -n -p -r sh -c 'cat /proc/cmdline | wc -c; \
+         mknod /tmp/disk b {major} {minor} && echo made; head -c 512 /tmp/disk 2>&1 >/dev/null; cat /etc/hostname'"
     );
     let said = swarm.debug_outcome(&task.node, &inside)?;
-    must_contain(
-        &format!("{}{}", said.stdout, said.stderr),
-        &["Operation not permitted", task.hostname()],
-    )?;
+    let lines: Vec<&str> = said.stdout.lines().map(str::trim).collect();
+    let denied = lines.iter().any(|line| {
+        line.starts_with("head:") && line.contains("/tmp/disk") && line.ends_with("not permitted")
+    });
     ensure!(
-        said.stdout
-            .lines()
-            .next()
-            .is_some_and(|line| line.trim() == "0"),
+        lines.contains(&"made") && denied,
+        "the node's disk is not kept from the container: {}{}",
+        said.stdout,
+        said.stderr
+    );
+    must_contain(&said.stdout, &[task.hostname()])?;
+    ensure!(
+        lines.first() == Some(&"0"),
         "/proc/cmdline can be read: {}",
         said.stdout
     );
@@ -112,11 +120,8 @@ fn load(port: u16, stop: &AtomicBool) -> Load {
 
 fn kill_skepd(swarm: &Swarm<'_>) -> Result<()> {
     let before = all_running(swarm)?;
-    let client = swarm
-        .running("client")?
-        .into_iter()
-        .next()
-        .context("the client does not run")?;
+    let asker = asker(swarm, "swarm-worker1")?;
+    let asked_before = answers_of_dns(swarm, &asker)?.len();
     let stop = AtomicBool::new(false);
     let mut ports = Vec::new();
     for node in ["swarm-manager", "swarm-worker1", "swarm-worker2"] {
@@ -127,7 +132,7 @@ fn kill_skepd(swarm: &Swarm<'_>) -> Result<()> {
             .iter()
             .map(|(node, port)| (*node, scope.spawn(|| load(*port, &stop))))
             .collect();
-        let killed = kill_repeatedly(swarm, &client);
+        let killed = kill_repeatedly(swarm, &asker.node);
         stop.store(true, Ordering::Relaxed);
         let loads: Vec<_> = asking
             .into_iter()
@@ -150,6 +155,14 @@ fn kill_skepd(swarm: &Swarm<'_>) -> Result<()> {
             load.failed[0]
         );
     }
+    let asked = eventually(CONVERGENCE, || answers_of_dns(swarm, &asker))?;
+    let meanwhile = asked.get(asked_before..).unwrap_or_default();
+    let failed = meanwhile.iter().filter(|answered| !**answered).count();
+    ensure!(
+        meanwhile.len() >= KILLS / 2 && failed == 0,
+        "{failed} of {} questions got no answer of DNS",
+        meanwhile.len()
+    );
     let after = eventually(CONVERGENCE, || all_running(swarm))?;
     ensure!(
         before == after,
@@ -172,34 +185,66 @@ fn all_running(swarm: &Swarm<'_>) -> Result<BTreeSet<String>> {
     Ok(containers)
 }
 
-/// One script on the client's node, which outlives each skepd: kills it, asks DNS meanwhile, waits for the next one.
-fn kill_repeatedly(swarm: &Swarm<'_>, client: &Task) -> Result<()> {
-    // Five seconds is how long a resolver waits before it asks again.
-    let dns = in_namespace(
-        &client.namespace(),
-        "dig +short +time=5 +tries=1 @127.0.0.11 whoami",
-    );
+/// Kills the node's skepd again and again; each time another one must come up.
+fn kill_repeatedly(swarm: &Swarm<'_>, node: &str) -> Result<()> {
+    let process = || -> Result<String> {
+        let said = swarm.debug(node, "pgrep -o -x skepd")?;
+        Ok(said.trim().to_owned())
+    };
+    let mut old = eventually(CONVERGENCE, process)?;
     for round in 1..=KILLS {
-        let script = format!(
-            "old=$(pgrep -o -x skepd) && kill -9 $old; {dns} | grep -q '^10\\.' || echo no-answer > /run/skep/dns-failed; \
-             for i in $(seq 100); do new=$(pgrep -o -x skepd); [ -n \"$new\" ] && [ \"$new\" != \"$old\" ] && exit 0; sleep 0.1; done"
-        );
-        // The stream of this command dies with skepd: what became of it is seen below.
-        let _ = swarm.debug_outcome(&client.node, &script);
-        let said = eventually(CONVERGENCE, || {
-            swarm.debug(
-                &client.node,
-                &format!("ls /run/skep/dns-failed 2>&1; {dns}"),
-            )
+        let kill = format!("[ \"$(cat /proc/{old}/comm)\" = skepd ] && kill -9 {old}");
+        old = eventually(CONVERGENCE, || {
+            // The stream of this command dies with skepd: what became of it is seen below.
+            let _ = swarm.debug_outcome(node, &kill);
+            let new = process()?;
+            ensure!(new != old, "skepd is still process {old}");
+            Ok(new)
         })
         .with_context(|| format!("after kill {round} of {KILLS}"))?;
-        ensure!(
-            !said.lines().any(|line| line == "/run/skep/dns-failed"),
-            "DNS did not answer during kill {round}"
-        );
-        must_contain(&said, &["10."])?;
     }
     Ok(())
+}
+
+/// A service that asks for a name without a pause and writes down how it went. Debug containers end with skepd, this
+/// one does not.
+fn asker(swarm: &Swarm<'_>, node: &str) -> Result<Task> {
+    // Five seconds and two tries are a resolver's default.
+    let script = "while :; do if dig +short +time=5 +tries=2 @127.0.0.11 whoami | grep -q '^10[.]'; \
+                  then echo answered; else echo failed; fi; sleep 0.3; done";
+    let constraint = format!("node.hostname=={node}");
+    let arguments = [
+        "--network",
+        "my-demo",
+        "--constraint",
+        &constraint,
+        TOOLS,
+        "sh",
+        "-c",
+        script,
+    ];
+    let tasks = swarm.create("asker", 1, &arguments)?;
+    let task = tasks.into_iter().next().context("no task of asker runs")?;
+    // From here on: a name may be unknown for a moment after the task has begun.
+    eventually(CONVERGENCE, || match answers_of_dns(swarm, &task)?.last() {
+        Some(true) => Ok(()),
+        Some(false) => bail!("DNS does not answer"),
+        None => bail!("asker says nothing"),
+    })?;
+    Ok(task)
+}
+
+/// Whether each question was answered, in their order.
+fn answers_of_dns(swarm: &Swarm<'_>, asker: &Task) -> Result<Vec<bool>> {
+    let log = swarm
+        .skep(&asker.node, &["logs", &asker.container])?
+        .good("skep logs")?;
+    let answered = |line: &str| match line.trim() {
+        "answered" => Some(true),
+        "failed" => Some(false),
+        _ => None,
+    };
+    Ok(log.lines().filter_map(answered).collect())
 }
 
 fn power_cut(swarm: &Swarm<'_>) -> Result<()> {
