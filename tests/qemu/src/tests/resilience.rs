@@ -206,7 +206,7 @@ fn kill_repeatedly(swarm: &Swarm<'_>, node: &str) -> Result<()> {
     Ok(())
 }
 
-/// A service that asks for a name without a pause and writes down how it went. Debug containers end with skepd, this
+/// A service that asks for a name again and again and writes down how it went. Debug containers end with skepd, this
 /// one does not.
 fn asker(swarm: &Swarm<'_>, node: &str) -> Result<Task> {
     // Five seconds and two tries are a resolver's default.
@@ -223,6 +223,8 @@ fn asker(swarm: &Swarm<'_>, node: &str) -> Result<Task> {
         "-c",
         script,
     ];
+    // The image is large: it is there before the service is waited for.
+    swarm.debug(node, "true")?;
     let tasks = swarm.create("asker", 1, &arguments)?;
     let task = tasks.into_iter().next().context("no task of asker runs")?;
     // From here on: a name may be unknown for a moment after the task has begun.
