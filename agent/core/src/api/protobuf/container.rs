@@ -1,10 +1,10 @@
 //! The container part of a task's spec, and its resources.
 
-use super::{MessageError, duration, read_duration, refuse};
+use super::{MessageError, duration, mount, read_duration, refuse};
 use crate::{
     api::{
-        ContainerSpec, Mount, MountType, Platform, ResourceRequirements, Resources,
-        container::{DnsConfig, TmpfsOptions, Ulimit},
+        ContainerSpec, Platform, ResourceRequirements, Resources,
+        container::{DnsConfig, Ulimit},
     },
     wire::swarmkit as pb,
 };
@@ -19,7 +19,7 @@ pub(super) fn container(spec: &ContainerSpec, pids: i64) -> pb::ContainerSpec {
         env: spec.env.clone(),
         dir: spec.dir.clone(),
         user: spec.user.clone(),
-        mounts: spec.mounts.iter().map(mount).collect(),
+        mounts: spec.mounts.iter().map(mount::mount).collect(),
         stop_grace_period: spec.stop_grace_period.map(duration),
         groups: spec.groups.clone(),
         tty: spec.tty,
@@ -70,7 +70,7 @@ pub(super) fn read_container(
         mounts: message
             .mounts
             .into_iter()
-            .map(read_mount)
+            .map(mount::read_mount)
             .collect::<Result<_, _>>()?,
         stop_signal: message.stop_signal,
         stop_grace_period: grace
@@ -115,66 +115,6 @@ fn read_ulimit(message: pb::container_spec::Ulimit) -> Ulimit {
         hard: message.hard,
         soft: message.soft,
     }
-}
-
-fn mount(mount: &Mount) -> pb::Mount {
-    let kind = match mount.kind {
-        MountType::Bind => pb::mount::MountType::Bind,
-        MountType::Volume => pb::mount::MountType::Volume,
-        MountType::Tmpfs => pb::mount::MountType::Tmpfs,
-        MountType::Npipe => pb::mount::MountType::Npipe,
-        // swarmkit has no image mounts; validation refuses them before they get here.
-        MountType::Cluster | MountType::Image => pb::mount::MountType::Cluster,
-    };
-    pb::Mount {
-        r#type: kind.into(),
-        source: mount.source.clone(),
-        target: mount.target.clone(),
-        readonly: mount.read_only,
-        tmpfs_options: mount
-            .tmpfs_options
-            .as_ref()
-            .map(|options| pb::mount::TmpfsOptions {
-                size_bytes: options.size_bytes,
-                mode: options.mode,
-                options: String::new(),
-            }),
-        ..pb::Mount::default()
-    }
-}
-
-fn read_mount(message: pb::Mount) -> Result<Mount, MessageError> {
-    let kind = match pb::mount::MountType::try_from(message.r#type) {
-        Ok(pb::mount::MountType::Bind) => MountType::Bind,
-        Ok(pb::mount::MountType::Volume) => MountType::Volume,
-        Ok(pb::mount::MountType::Tmpfs) => MountType::Tmpfs,
-        Ok(pb::mount::MountType::Npipe | pb::mount::MountType::Cluster) | Err(_) => {
-            return Err(MessageError::unsupported("spec.container.mounts.type"));
-        }
-    };
-    refuse(
-        message
-            .bind_options
-            .is_some_and(|options| options != pb::mount::BindOptions::default()),
-        "spec.container.mounts.bind_options",
-    )?;
-    refuse(
-        message
-            .volume_options
-            .is_some_and(|options| options != pb::mount::VolumeOptions::default()),
-        "spec.container.mounts.volume_options",
-    )?;
-    Ok(Mount {
-        kind,
-        source: message.source,
-        target: message.target,
-        read_only: message.readonly,
-        tmpfs_options: message.tmpfs_options.map(|options| TmpfsOptions {
-            size_bytes: options.size_bytes,
-            mode: options.mode,
-        }),
-        ..Mount::default()
-    })
 }
 
 pub(super) fn resources(resources: &Resources) -> pb::Resources {

@@ -5,6 +5,7 @@
 //! (firewall marks, the store's own bookkeeping of a task) does not travel in them.
 
 mod container;
+mod mount;
 mod network;
 mod node;
 mod task;

@@ -2,6 +2,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use proptest::prelude::*;
 use prost::Message;
+use serde_json::json;
 
 use super::*;
 use crate::{
@@ -41,6 +42,37 @@ fn networks() -> Vec<Network> {
     ]
 }
 
+fn mounts() -> Vec<Mount> {
+    let tmpfs = Mount {
+        kind: MountType::Tmpfs,
+        target: "/t".to_owned(),
+        read_only: true,
+        tmpfs_options: Some(TmpfsOptions {
+            size_bytes: 4096,
+            mode: 0o700,
+        }),
+        ..Mount::default()
+    };
+    let bind = Mount {
+        source: "/srv".to_owned(),
+        target: "/b".to_owned(),
+        bind_options: Some(json!({"Propagation": "rslave"})),
+        ..Mount::default()
+    };
+    let volume = Mount {
+        kind: MountType::Volume,
+        source: "data".to_owned(),
+        target: "/v".to_owned(),
+        volume_options: Some(json!({
+            "NoCopy": true,
+            "Labels": {"a": "b"},
+            "DriverConfig": {"Name": "local", "Options": {"o": "x"}},
+        })),
+        ..Mount::default()
+    };
+    vec![tmpfs, bind, volume]
+}
+
 fn container_spec() -> ContainerSpec {
     let texts = |words: &[&str]| {
         words
@@ -61,16 +93,7 @@ fn container_spec() -> ContainerSpec {
         tty: true,
         open_stdin: true,
         read_only: true,
-        mounts: vec![Mount {
-            kind: MountType::Tmpfs,
-            target: "/t".to_owned(),
-            read_only: true,
-            tmpfs_options: Some(TmpfsOptions {
-                size_bytes: 4096,
-                mode: 0o700,
-            }),
-            ..Mount::default()
-        }],
+        mounts: mounts(),
         stop_signal: "SIGINT".to_owned(),
         stop_grace_period: Some(Duration::from_millis(2500)),
         hosts: texts(&["1.2.3.4 x"]),
@@ -214,6 +237,27 @@ fn a_task_survives_the_wire_whole() {
 }
 
 #[test]
+fn every_propagation_survives_the_wire() {
+    for name in [
+        "private", "rprivate", "shared", "rshared", "slave", "rslave",
+    ] {
+        let mut bind = mounts().remove(1);
+        bind.bind_options = Some(json!({ "Propagation": name }));
+        let message = mount::mount(&bind);
+        assert_eq!(mount::read_mount(message), Ok(bind));
+    }
+}
+
+#[test]
+fn options_of_another_kind_of_mount_do_not_travel() {
+    let mut volume = mounts().remove(2);
+    volume.bind_options = Some(json!({}));
+    volume.tmpfs_options = Some(TmpfsOptions::default());
+    let message = mount::mount(&volume);
+    assert_eq!((message.bind_options, message.tmpfs_options), (None, None));
+}
+
+#[test]
 fn what_a_docker_node_dereferences_is_set() {
     let message = encoded(&full_task());
     for attachment in &message.networks {
@@ -246,7 +290,10 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             }
         }
     }
-    let cases: [(Change, &str); 7] = [
+    fn bind(task: &mut pb::Task) -> &mut pb::mount::BindOptions {
+        container(task).mounts[1].bind_options.as_mut().unwrap()
+    }
+    let cases: [(Change, &str); 10] = [
         (|task| task.id = "no".to_owned(), "id"),
         (|task| task.desired_state = 5, "desired_state"),
         (
@@ -264,6 +311,21 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         (
             |task| container(task).mounts[0].r#type = pb::mount::MountType::Cluster.into(),
             "spec.container.mounts.type",
+        ),
+        (
+            |task| bind(task).propagation = 9,
+            "spec.container.mounts.bind_options.propagation",
+        ),
+        (
+            |task| bind(task).nonrecursive = true,
+            "spec.container.mounts.bind_options",
+        ),
+        (
+            |task| {
+                let tmpfs = container(task).mounts[0].tmpfs_options.as_mut();
+                tmpfs.unwrap().options = "exec".to_owned();
+            },
+            "spec.container.mounts.tmpfs_options.options",
         ),
         (
             |task| task.endpoint.as_mut().unwrap().ports[0].target_port = 70_000,
