@@ -36,7 +36,7 @@ pub struct Cluster {
 
 /// `Spec` of the swarm in the Engine API.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
 pub struct ClusterSpec {
     /// Always `default`.
     pub name: String,
@@ -63,7 +63,7 @@ pub struct ClusterSpec {
 
 /// Task history.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
 pub struct Orchestration {
     /// Ended tasks kept per slot; 5 when absent, all when negative.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +72,7 @@ pub struct Orchestration {
 
 /// Heartbeats of nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
 pub struct Dispatcher {
     /// Time between two heartbeats; 5 s when 0.
     #[serde(with = "nanos")]
@@ -81,7 +81,7 @@ pub struct Dispatcher {
 
 /// Certificates of nodes.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
 pub struct CaConfig {
     /// Life of a node certificate; 90 days when 0, at least one hour.
     #[serde(with = "nanos")]
@@ -106,7 +106,7 @@ pub struct CaConfig {
 
 /// Autolock.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
 pub struct EncryptionConfig {
     /// Whether managers start locked.
     pub auto_lock_managers: bool,
@@ -141,5 +141,45 @@ impl std::fmt::Debug for Cluster {
             .field("id", &self.id)
             .field("meta", &self.meta)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ClusterSpec;
+
+    /// What `docker swarm init` of 20.10 to 26.1 sends, every field of its types present.
+    const SENT: &str = r#"{"Name": "default", "Labels": null,
+        "Orchestration": {"TaskHistoryRetentionLimit": 5},
+        "Raft": {"SnapshotInterval": 10000, "KeepOldSnapshots": 0, "LogEntriesForSlowFollowers": 500,
+            "ElectionTick": 10, "HeartbeatTick": 1},
+        "Dispatcher": {"HeartbeatPeriod": 5000000000},
+        "CAConfig": {"NodeCertExpiry": 7776000000000000, "ExternalCAs": null, "SigningCACert": "",
+            "SigningCAKey": "", "ForceRotate": 0},
+        "TaskDefaults": {"LogDriver": {"Name": "json-file"}},
+        "EncryptionConfig": {"AutoLockManagers": false}}"#;
+
+    #[test]
+    fn what_docker_sends_is_known_and_survives_the_store() {
+        let spec: ClusterSpec = serde_json::from_str(SENT).unwrap();
+        assert_eq!(spec.orchestration.task_history_retention_limit, Some(5));
+        let stored = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<ClusterSpec>(&stored).unwrap(), spec);
+        let stored = serde_json::to_string(&ClusterSpec::default()).unwrap();
+        assert!(serde_json::from_str::<ClusterSpec>(&stored).is_ok());
+    }
+
+    #[test]
+    fn an_unknown_field_is_named() {
+        for (text, name) in [
+            (r#"{"Lables": {}}"#, "Lables"),
+            (r#"{"Orchestration": {"History": 1}}"#, "History"),
+            (r#"{"Dispatcher": {"Period": 1}}"#, "Period"),
+            (r#"{"CAConfig": {"Expiry": 1}}"#, "Expiry"),
+            (r#"{"EncryptionConfig": {"AutoLock": true}}"#, "AutoLock"),
+        ] {
+            let error = serde_json::from_str::<ClusterSpec>(text).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
     }
 }
