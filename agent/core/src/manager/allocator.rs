@@ -21,7 +21,7 @@ use crate::{
     store::{Change, Proposal, View},
 };
 use ipam::Pool;
-pub(crate) use ipam::{addresses, routes_of};
+pub(crate) use ipam::{addresses, gateway_range, routes_of};
 pub use ports::{FIRST_DYNAMIC_PORT, LAST_DYNAMIC_PORT};
 
 /// The first firewall mark for a service on the routing mesh.

@@ -8,6 +8,7 @@ use std::{
 use crate::{
     api::{IpamConfig, Network, NetworkAttachment, NetworkSpec, NodeDescription, Subnet},
     id::Id,
+    network::mesh::NodeNet,
     store::View,
 };
 
@@ -122,8 +123,15 @@ pub(super) fn gateway(spec: &NetworkSpec, subnet: Subnet) -> Ipv4Addr {
     chosen.or_else(|| subnet.nth(1)).unwrap_or(subnet.network())
 }
 
-/// The first range of the cluster's pools that no network, no pool of the mesh and no route of any
-/// node uses.
+/// The range through which the containers of every node go out. A network in it would take their way, or
+/// lose its own.
+pub(crate) fn gateway_range() -> Subnet {
+    let bridge = NodeNet::DEFAULT_GATEWAY_BRIDGE;
+    Subnet::around(bridge.addr(), bridge.prefix())
+}
+
+/// The first range of the cluster's pools that no network, no pool of the mesh, no node itself and no route
+/// of any node uses.
 pub(super) fn free_subnet<'a>(
     view: &View,
     networks: impl Iterator<Item = &'a Network>,
@@ -131,6 +139,7 @@ pub(super) fn free_subnet<'a>(
     let cluster = view.cluster()?;
     let mut taken: Vec<Subnet> = networks.filter_map(Network::subnet).collect();
     taken.extend(cluster.ingress_subnet.parse::<Subnet>().ok());
+    taken.push(gateway_range());
     let described = view.nodes().filter_map(|node| node.description.as_ref());
     taken.extend(described.flat_map(routes_of));
     let pools = cluster.default_addr_pool.iter();

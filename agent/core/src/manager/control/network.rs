@@ -189,6 +189,10 @@ fn check_subnet_free(view: &View, subnet: Subnet) -> Result<(), ApiError> {
     {
         return conflict(format!("{ingress} of the routing mesh"));
     }
+    let gateway = allocator::gateway_range();
+    if gateway.overlaps(&subnet) {
+        return conflict(format!("{gateway} of docker_gwbridge on every node"));
+    }
     for node in view.nodes() {
         let Some(description) = &node.description else {
             continue;

@@ -220,6 +220,31 @@ fn overlays_stay_out_of_nodes_routes() {
     assert!(refused(&mut bench, "10.0.1.0/24").contains("route 10.0.0.0/23 of node node2"));
     assert!(refused(&mut bench, "10.0.0.0/16").contains("10.0.3.0/24 of network a"));
     assert!(refused(&mut bench, "10.255.7.0/24").contains("10.255.0.0/16"));
+    for inside in ["172.18.5.0/24", "172.16.0.0/12"] {
+        let error = refused(&mut bench, inside);
+        assert!(
+            error.contains("172.18.0.0/16 of docker_gwbridge"),
+            "{error}"
+        );
+    }
+    bench.create_network(&with_subnet("beside", "172.19.0.0/16"));
+}
+
+#[test]
+fn the_way_out_of_containers_is_in_no_pool() {
+    let mut bench = Bench::new(1);
+    let mut cluster = crate::api::Cluster::clone(bench.view().cluster().unwrap());
+    cluster.default_addr_pool = vec!["172.16.0.0/14".to_owned()];
+    cluster.subnet_size = 15;
+    bench.must([crate::store::Change::put_cluster(cluster)]);
+    bench.create_network(&network("a"));
+    bench.create_network(&network("b"));
+    bench.settle();
+    let view = bench.view();
+    let mut given: Vec<_> = view.networks().filter_map(|it| it.subnet()).collect();
+    given.retain(|it| it.to_string() != "10.255.0.0/16");
+    assert_eq!(given.len(), 1, "{given:?}");
+    assert_eq!(given[0].to_string(), "172.16.0.0/15");
 }
 
 #[test]
