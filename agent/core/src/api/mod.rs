@@ -57,6 +57,11 @@ pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// How many bytes a value takes in the log and in snapshots, where all is JSON.
+pub(crate) fn encoded_len(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX, |bytes| bytes.len())
+}
+
 /// Durations as Docker's API has them: a count of nanoseconds.
 pub mod nanos {
     use std::time::Duration;

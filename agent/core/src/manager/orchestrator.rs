@@ -8,28 +8,31 @@ use std::collections::BTreeMap;
 
 use super::Ctx;
 use crate::{
-    api::{Meta, Service, Task, TaskState, TaskStatus},
+    api::{Meta, Service, Task, TaskState, TaskStatus, encoded_len},
     id::Id,
     store::{Change, Proposal, View},
 };
 
 /// At most so many new tasks in one pass; the next pass goes on.
 const MAX_NEW_TASKS: usize = 2000;
+/// At most so many bytes of new tasks in one pass, whose proposals become one entry of the log.
+const MAX_NEW_BYTES: usize = 4 << 20;
 
 /// Makes, replaces, starts and ends tasks until each service has what its spec says.
 #[must_use]
 pub fn orchestrate(view: &View, ctx: &mut Ctx) -> Vec<Proposal> {
     let mut proposals = Vec::new();
-    let mut room = MAX_NEW_TASKS;
+    let mut room = Room {
+        tasks: MAX_NEW_TASKS,
+        bytes: MAX_NEW_BYTES,
+    };
     for service in view.services() {
         if service.pending_delete {
             let tasks = view.tasks_of_service(&service.id);
             proposals.extend(tasks.filter_map(|task| remove(task)));
             continue;
         }
-        let plan = replicated::plan(view, service, room, ctx);
-        room -= plan.created.min(room);
-        proposals.extend(plan.proposals);
+        proposals.extend(replicated::plan(view, service, &mut room, ctx));
     }
     let stray = view
         .tasks()
@@ -38,11 +41,50 @@ pub fn orchestrate(view: &View, ctx: &mut Ctx) -> Vec<Proposal> {
     proposals
 }
 
+/// What may still be made in this pass.
+struct Room {
+    tasks: usize,
+    bytes: usize,
+}
+
 /// What a service wants changed.
-#[derive(Default)]
-struct ServicePlan {
+struct ServicePlan<'a> {
     proposals: Vec<Proposal>,
-    created: usize,
+    room: &'a mut Room,
+    /// What one of its tasks takes, once that has been asked for.
+    task_bytes: Option<usize>,
+}
+
+impl<'a> ServicePlan<'a> {
+    fn new(room: &'a mut Room) -> Self {
+        Self {
+            proposals: Vec::new(),
+            room,
+            task_bytes: None,
+        }
+    }
+
+    /// Whether another task of the service may be made; the first of a pass always may.
+    fn has_room(&mut self, service: &Service) -> bool {
+        if self.room.tasks == MAX_NEW_TASKS {
+            return true;
+        }
+        self.room.tasks > 0 && self.task_bytes(service) <= self.room.bytes
+    }
+
+    /// Adds a proposal that makes a task.
+    fn make(&mut self, service: &Service, proposal: Proposal) {
+        self.room.tasks = self.room.tasks.saturating_sub(1);
+        self.room.bytes = self.room.bytes.saturating_sub(self.task_bytes(service));
+        self.proposals.push(proposal);
+    }
+
+    fn task_bytes(&mut self, service: &Service) -> usize {
+        let spec = &service.spec;
+        *self.task_bytes.get_or_insert_with(|| {
+            encoded_len(&(&spec.task_template, &spec.labels, &spec.endpoint_spec))
+        })
+    }
 }
 
 /// The tasks of one slot, oldest first; those that are being removed are left out.

@@ -2,7 +2,7 @@
 
 use super::invalid;
 use crate::{
-    api::{ApiError, Labels},
+    api::{ApiError, Labels, encoded_len},
     rng::Rng,
     store::View,
 };
@@ -13,6 +13,8 @@ const MAX_NAME: usize = 63;
 pub(super) const MAX_ITEMS: usize = 4096;
 /// The longest single text of a spec.
 pub(super) const MAX_TEXT: usize = 128 * 1024;
+/// The longest template of a task, written as JSON.
+pub(super) const MAX_SIZE: usize = 256 * 1024;
 
 /// Whether a text can be a name in DNS: letters, digits, and `-` or `_` between them, at most 63.
 #[must_use]
@@ -93,6 +95,19 @@ pub(super) fn check_texts(field: &str, texts: &[String]) -> Result<(), ApiError>
         check_text(&format!("{field}[{position}]"), text)?;
     }
     Ok(())
+}
+
+/// # Errors
+/// When all of it together is too long: whatever its parts, each task and each entry of the log carries it.
+pub(super) fn check_size(field: &str, value: &impl serde::Serialize) -> Result<(), ApiError> {
+    let size = encoded_len(value);
+    if size <= MAX_SIZE {
+        return Ok(());
+    }
+    Err(invalid(
+        field,
+        format!("{size} bytes are too many: give at most {MAX_SIZE} in all"),
+    ))
 }
 
 const FIRST_WORDS: [&str; 24] = [

@@ -49,7 +49,8 @@ pub(super) fn check(view: &View, spec: &mut TaskSpec) -> Result<(), ApiError> {
     if let Some(driver) = &spec.log_driver {
         process::check_log(driver)?;
     }
-    resolve_networks(view, &mut spec.networks)
+    resolve_networks(view, &mut spec.networks)?;
+    names::check_size("TaskTemplate", spec)
 }
 
 fn check_resources(resources: &ResourceRequirements) -> Result<(), ApiError> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use super::{ServicePlan, Slot, desire, is_live, new_task, restart, slots, update};
+use super::{Room, ServicePlan, Slot, desire, is_live, new_task, restart, slots, update};
 use crate::{
     api::{Node, Service, TaskState},
     id::Id,
@@ -10,10 +10,15 @@ use crate::{
     store::{Change, Proposal, View},
 };
 
-/// What a service wants changed; at most `room` new tasks.
-pub(super) fn plan(view: &View, service: &Service, room: usize, ctx: &mut Ctx) -> ServicePlan {
+/// What a service wants changed; new tasks as far as there is room.
+pub(super) fn plan(
+    view: &View,
+    service: &Service,
+    room: &mut Room,
+    ctx: &mut Ctx,
+) -> Vec<Proposal> {
     let slots = slots(view, service);
-    let mut plan = ServicePlan::default();
+    let mut plan = ServicePlan::new(room);
     let surplus = surplus(view, service, &slots);
     for number in &surplus {
         let tasks = slots.get(number).into_iter().flat_map(|slot| &slot.tasks);
@@ -28,8 +33,8 @@ pub(super) fn plan(view: &View, service: &Service, room: usize, ctx: &mut Ctx) -
             settle(view, service, *number, slot, ctx, &mut plan);
         }
     }
-    fill(service, &kept, room, ctx, &mut plan);
-    plan
+    fill(service, &kept, ctx, &mut plan);
+    plan.proposals
 }
 
 /// Brings one slot in order: at most one wanted task, which runs when it may.
@@ -39,12 +44,14 @@ fn settle(
     number: u64,
     slot: &Slot<'_>,
     ctx: &mut Ctx,
-    plan: &mut ServicePlan,
+    plan: &mut ServicePlan<'_>,
 ) {
     let Some(newest_live) = slot.live().last() else {
-        if let Some(proposal) = restart::after_end(service, number, slot, ctx) {
-            plan.created += 1;
-            plan.proposals.push(proposal);
+        // Without room the slot stays as it is, and the next pass finds it so.
+        if plan.has_room(service)
+            && let Some(proposal) = restart::after_end(service, number, slot, ctx)
+        {
+            plan.make(service, proposal);
         }
         return;
     };
@@ -128,17 +135,17 @@ fn take<'a>(
 fn fill(
     service: &Service,
     slots: &BTreeMap<u64, &Slot<'_>>,
-    room: usize,
     ctx: &mut Ctx,
-    plan: &mut ServicePlan,
+    plan: &mut ServicePlan<'_>,
 ) {
     let wanted = usize::try_from(service.replicas()).unwrap_or(usize::MAX);
     let missing = wanted.saturating_sub(slots.len());
-    let left = room.saturating_sub(plan.created);
     let free = (1..).filter(|number| !slots.contains_key(number));
-    for number in free.take(missing.min(left)) {
+    for number in free.take(missing) {
+        if !plan.has_room(service) {
+            return;
+        }
         let task = new_task(service, number, None, ctx);
-        plan.proposals.push(Proposal::of([Change::put_task(task)]));
-        plan.created += 1;
+        plan.make(service, Proposal::of([Change::put_task(task)]));
     }
 }

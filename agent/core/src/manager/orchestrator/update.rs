@@ -36,7 +36,7 @@ pub(super) fn plan(
     service: &Service,
     slots: &BTreeMap<u64, &Slot<'_>>,
     ctx: &mut Ctx,
-    plan: &mut ServicePlan,
+    plan: &mut ServicePlan<'_>,
 ) -> BTreeSet<u64> {
     let none = BTreeSet::new();
     let dirty: Vec<u64> = slots
@@ -74,14 +74,13 @@ pub(super) fn plan(
     };
     let mut replaced = BTreeSet::new();
     for number in in_order(&dirty, slots) {
-        if replaced.len() >= budget {
+        if replaced.len() >= budget || !plan.has_room(service) {
             break;
         }
         let Some(proposal) = replace(service, &config, number, slots[&number], ctx) else {
             continue;
         };
-        plan.proposals.push(proposal);
-        plan.created += 1;
+        plan.make(service, proposal);
         replaced.insert(number);
     }
     replaced

@@ -37,6 +37,31 @@ fn a_service_gets_its_tasks_in_one_pass() {
 }
 
 #[test]
+fn a_pass_makes_large_tasks_in_portions() {
+    let mut bench = Bench::new(3);
+    let mut spec = service("web", 30);
+    let container = spec.task_template.container_spec.as_mut().unwrap();
+    container.env = vec![format!("A={}", "x".repeat(100_000)); 2];
+    let web = bench.create(&spec);
+    let pass = |bench: &mut Bench| {
+        let proposals = crate::manager::orchestrator::orchestrate(&bench.view(), &mut bench.ctx);
+        let before = bench.tasks(&web).len();
+        for result in bench.commit_all(proposals) {
+            result.unwrap();
+        }
+        bench.tasks(&web).len() - before
+    };
+    // 4 MiB hold 20 of them.
+    assert_eq!([pass(&mut bench), pass(&mut bench)], [20, 10]);
+    bench.obey();
+    for task in bench.live(&web) {
+        bench.report(&task, TaskState::Failed);
+    }
+    assert_eq!([pass(&mut bench), pass(&mut bench)], [20, 10]);
+    assert_eq!(pass(&mut bench), 0);
+}
+
+#[test]
 fn a_pass_over_a_settled_state_wants_nothing() {
     let mut bench = Bench::new(3);
     bench.create(&service("web", 3));
