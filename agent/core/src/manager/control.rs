@@ -3,9 +3,11 @@
 
 mod cluster;
 mod container;
+mod mount;
 mod names;
 mod network;
 mod node;
+mod ports;
 mod process;
 mod service;
 mod task;
@@ -106,6 +108,11 @@ fn invalid(field: impl Into<String>, why: impl Into<String>) -> ApiError {
 /// Refuses a field that Docker knows and Skep does not support yet.
 fn unsupported(field: impl Into<String>) -> ApiError {
     ApiError::Unsupported(field.into())
+}
+
+/// Whether Docker would fill in a text for each task: what has braces and is no template fails there too.
+fn is_template(text: &str) -> bool {
+    text.contains("{{")
 }
 
 /// Whether a JSON value says nothing: null, or nothing but empty values.

@@ -1,13 +1,13 @@
 //! `TaskTemplate.ContainerSpec`, field by field.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use super::{
-    invalid, is_empty,
+    invalid, is_empty, is_template, mount,
     names::{check_count, check_labels, check_text, check_texts},
     unsupported,
 };
-use crate::api::{ApiError, ContainerSpec, Mount, MountType, container::DnsConfig};
+use crate::api::{ApiError, ContainerSpec, container::DnsConfig};
 
 const FIELD: &str = "TaskTemplate.ContainerSpec";
 
@@ -38,18 +38,7 @@ pub(super) fn check(spec: &ContainerSpec) -> Result<(), ApiError> {
     if let Some(dns) = &spec.dns_config {
         check_dns(dns)?;
     }
-    check_count(&format!("{FIELD}.Mounts"), spec.mounts.len())?;
-    let mut targets = BTreeSet::new();
-    for (position, mount) in spec.mounts.iter().enumerate() {
-        let field = format!("{FIELD}.Mounts[{position}]");
-        check_mount(&field, mount)?;
-        if !targets.insert(mount.target.trim_end_matches('/')) {
-            return Err(invalid(
-                format!("{field}.Target"),
-                format!("duplicate mount point: {}", mount.target),
-            ));
-        }
-    }
+    mount::check_all(&format!("{FIELD}.Mounts"), &spec.mounts)?;
     if !(-1000..=1000).contains(&spec.oom_score_adj) {
         return Err(invalid(
             format!("{FIELD}.OomScoreAdj"),
@@ -137,6 +126,10 @@ fn check_image(image: &str) -> Result<(), ApiError> {
 fn check_env(env: &[String]) -> Result<(), ApiError> {
     let field = format!("{FIELD}.Env");
     check_texts(&field, env)?;
+    // Docker fills templates in on the node; every node of ours would reject such a task, again and again.
+    if let Some(position) = env.iter().position(|text| is_template(text)) {
+        return Err(unsupported(format!("{field}[{position}] with a template")));
+    }
     match env
         .iter()
         .position(|text| text.is_empty() || text.starts_with('='))
@@ -154,7 +147,7 @@ fn check_env(env: &[String]) -> Result<(), ApiError> {
 
 fn check_hostname(hostname: &str) -> Result<(), ApiError> {
     // Docker lets templates through; here they would become part of the name.
-    if hostname.contains("{{") {
+    if is_template(hostname) {
         return Err(unsupported(format!("{FIELD}.Hostname with a template")));
     }
     let label = |label: &str| super::is_dns_label(label) && !label.contains('_');
@@ -205,96 +198,5 @@ fn check_dns(dns: &DnsConfig) -> Result<(), ApiError> {
     {
         Some(text) => Err(invalid(&field, format!("{text:?} contains white space"))),
         None => Ok(()),
-    }
-}
-
-fn check_mount(field: &str, mount: &Mount) -> Result<(), ApiError> {
-    match mount.kind {
-        MountType::Bind | MountType::Volume | MountType::Tmpfs => {}
-        MountType::Npipe => return Err(unsupported(format!("{field}.Type npipe"))),
-        MountType::Cluster => return Err(unsupported(format!("{field}.Type cluster"))),
-        MountType::Image => return Err(unsupported(format!("{field}.Type image"))),
-    }
-    check_text(field, &mount.source)?;
-    check_text(field, &mount.target)?;
-    let clean = |path: &str| path.starts_with('/') && !path.split('/').any(|part| part == "..");
-    if !clean(&mount.target) || mount.target == "/" {
-        return Err(invalid(
-            format!("{field}.Target"),
-            format!(
-                "{:?} is not an absolute path below / without ..",
-                mount.target
-            ),
-        ));
-    }
-    match mount.kind {
-        MountType::Bind if !clean(&mount.source) => Err(invalid(
-            format!("{field}.Source"),
-            format!(
-                "{:?} is not an absolute path of the node without ..",
-                mount.source
-            ),
-        )),
-        MountType::Tmpfs if !mount.source.is_empty() => Err(invalid(
-            format!("{field}.Source"),
-            "a tmpfs has no source: leave it out",
-        )),
-        MountType::Volume if !is_volume_name(&mount.source) => Err(invalid(
-            format!("{field}.Source"),
-            format!(
-                "{:?} is not a volume name: use letters, digits, _, . and -, or type bind for a path",
-                mount.source
-            ),
-        )),
-        MountType::Bind
-        | MountType::Volume
-        | MountType::Tmpfs
-        | MountType::Npipe
-        | MountType::Cluster
-        | MountType::Image => check_mount_options(field, mount),
-    }
-}
-
-/// Docker's grammar of volume names; an anonymous volume has none.
-fn is_volume_name(name: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    let begins = name
-        .bytes()
-        .next()
-        .is_none_or(|byte| byte.is_ascii_alphanumeric());
-    begins && name.len() <= 255 && name.bytes().all(inner)
-}
-
-fn check_mount_options(field: &str, mount: &Mount) -> Result<(), ApiError> {
-    let fields = |value: &Option<serde_json::Value>| {
-        let object = value.as_ref().and_then(|value| value.as_object().cloned());
-        object.unwrap_or_default()
-    };
-    for (key, value) in fields(&mount.bind_options) {
-        if key != "Propagation" && !is_empty(&value) {
-            return Err(unsupported(format!("{field}.BindOptions.{key}")));
-        }
-        let kinds = [
-            "", "private", "rprivate", "shared", "rshared", "slave", "rslave",
-        ];
-        let known = value.is_null() || value.as_str().is_some_and(|it| kinds.contains(&it));
-        if key == "Propagation" && !known {
-            return Err(invalid(
-                format!("{field}.BindOptions.Propagation"),
-                format!("{value} is unknown: use one of {}", kinds[1..].join(", ")),
-            ));
-        }
-    }
-    for (key, value) in fields(&mount.volume_options) {
-        if !["NoCopy", "Labels"].contains(&key.as_str()) && !is_empty(&value) {
-            return Err(unsupported(format!("{field}.VolumeOptions.{key}")));
-        }
-    }
-    match &mount.tmpfs_options {
-        Some(options) if options.size_bytes < 0 => Err(invalid(
-            format!("{field}.TmpfsOptions.SizeBytes"),
-            format!("{} is negative", options.size_bytes),
-        )),
-        Some(_) | None => Ok(()),
     }
 }

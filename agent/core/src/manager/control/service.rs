@@ -1,12 +1,9 @@
 //! Services: create, update, roll back, remove.
 
-use std::collections::BTreeSet;
-
-use super::{done, invalid, is_empty, names, task, unsupported};
+use super::{done, invalid, is_empty, names, ports, task, unsupported};
 use crate::{
     api::{
-        ApiError, ClusterResponse, Endpoint, EndpointMode, EndpointSpec, Meta, Protocol,
-        PublishMode, Service, ServiceMode, ServiceSpec, UpdateConfig,
+        ApiError, ClusterResponse, Endpoint, Meta, Service, ServiceMode, ServiceSpec, UpdateConfig,
     },
     id::Id,
     manager::{Ctx, orchestrator::update, query},
@@ -15,8 +12,6 @@ use crate::{
 
 /// More replicas of one service than any cluster runs.
 const MAX_REPLICAS: u64 = 1_000_000;
-/// More published ports than any service needs.
-const MAX_PORTS: usize = 1024;
 
 type Answer = Result<(Proposal, ClusterResponse), ApiError>;
 
@@ -116,6 +111,8 @@ fn checked(
 ) -> Result<ServiceSpec, ApiError> {
     names::check_name("Name", &spec.name)?;
     names::check_labels("Labels", &spec.labels)?;
+    // Each task carries them too.
+    names::check_size("Labels", &spec.labels)?;
     check_mode(&spec.mode)?;
     // Clients before API 1.44 name the networks here.
     if spec.task_template.networks.is_empty() {
@@ -133,8 +130,8 @@ fn checked(
         }
     }
     if let Some(endpoint) = &spec.endpoint_spec {
-        check_endpoint(endpoint)?;
-        check_ports_free(view, endpoint, old)?;
+        ports::check(endpoint)?;
+        ports::check_free(view, endpoint, old)?;
     }
     Ok(spec)
 }
@@ -195,73 +192,6 @@ fn check_update_config(field: &str, config: &UpdateConfig) -> Result<(), ApiErro
             format!("{field}.MaxFailureRatio"),
             format!("{} is not from 0 to 1", config.max_failure_ratio),
         ));
-    }
-    Ok(())
-}
-
-fn check_endpoint(endpoint: &EndpointSpec) -> Result<(), ApiError> {
-    if endpoint.ports.len() > MAX_PORTS {
-        return Err(invalid(
-            "EndpointSpec.Ports",
-            format!(
-                "{} are too many: give at most {MAX_PORTS}",
-                endpoint.ports.len()
-            ),
-        ));
-    }
-    let mut published = BTreeSet::new();
-    let mut entries = BTreeSet::new();
-    for (position, port) in endpoint.ports.iter().enumerate() {
-        let field = format!("EndpointSpec.Ports[{position}]");
-        if port.protocol == Protocol::Sctp {
-            return Err(unsupported(format!("{field}.Protocol sctp")));
-        }
-        if port.publish_mode == PublishMode::Host {
-            return Err(unsupported(format!("{field}.PublishMode host (mode=host)")));
-        }
-        if port.target_port == 0 {
-            return Err(invalid(
-                format!("{field}.TargetPort"),
-                "give a port from 1 to 65535",
-            ));
-        }
-        if endpoint.mode == EndpointMode::DnsRr {
-            return Err(invalid(
-                format!("{field}.PublishMode"),
-                "a port published with ingress mode can't be used with dnsrr mode: use endpoint mode vip, or do not publish",
-            ));
-        }
-        let number = (port.protocol, port.published_port);
-        if port.published_port != 0 && !published.insert(number) {
-            return Err(invalid(
-                format!("{field}.PublishedPort"),
-                format!(
-                    "duplicate published ports provided: {}",
-                    port.published_port
-                ),
-            ));
-        }
-        if !entries.insert((port.protocol, port.target_port, port.published_port)) {
-            return Err(invalid(&field, "the same port is given twice: remove one"));
-        }
-    }
-    Ok(())
-}
-
-fn check_ports_free(
-    view: &View,
-    endpoint: &EndpointSpec,
-    old: Option<&Service>,
-) -> Result<(), ApiError> {
-    for port in &endpoint.ports {
-        let holder = view.port_holder(port.protocol, port.published_port);
-        let foreign = holder.filter(|holder| old.is_none_or(|old| old.id != holder.id));
-        if let Some(holder) = foreign {
-            return Err(ApiError::Conflict(format!(
-                "port '{}' is already in use by service '{}' ({}) as an ingress port",
-                port.published_port, holder.spec.name, holder.id
-            )));
-        }
     }
     Ok(())
 }

@@ -86,6 +86,15 @@ C/Sysctls                              | {"kernel.panic": "1"} | C.Sysctls[kerne
 C/Mounts                               | [{"Type": "tmpfs", "Target": "/x"}, {"Type": "tmpfs", "Target": "/x/"}] | C.Mounts[1].Target
 C/Mounts/0                             | {"Type": "volume", "Source": "../x", "Target": "/x"} | C.Mounts[0].Source
 C/Mounts/0                             | {"Type": "bind", "Source": "/a", "Target": "/x", "BindOptions": {"Propagation": "up"}} | C.Mounts[0].BindOptions.Propagation
+C/Mounts/0                             | {"Type": "bind", "Source": "/a", "Target": "/x", "BindOptions": "rslave"} | C.Mounts[0].BindOptions
+C/Mounts/0                             | {"Type": "volume", "Target": "/x", "VolumeOptions": [1]} | C.Mounts[0].VolumeOptions
+C/Mounts/0                             | {"Type": "volume", "Target": "/x", "BindOptions": {"Propagation": "rslave"}} | C.Mounts[0].BindOptions
+C/Mounts/0                             | {"Type": "bind", "Source": "/a", "Target": "/x", "VolumeOptions": {"NoCopy": true}} | C.Mounts[0].VolumeOptions
+C/Mounts/0                             | {"Type": "bind", "Source": "/a", "Target": "/x", "TmpfsOptions": {"Mode": 1}} | C.Mounts[0].TmpfsOptions
+C/Mounts/0                             | {"Type": "volume", "Target": "/x", "VolumeOptions": {"NoCopy": "yes"}} | C.Mounts[0].VolumeOptions.NoCopy
+C/Mounts/0                             | {"Type": "volume", "Target": "/x", "VolumeOptions": {"Labels": {"a": 1}}} | C.Mounts[0].VolumeOptions.Labels
+C/Mounts/0                             | {"Type": "tmpfs", "Target": "/x", "TmpfsOptions": {"SizeBytes": -1}} | C.Mounts[0].TmpfsOptions.SizeBytes
+C/Mounts/0                             | {"Type": "tmpfs", "Target": "/x", "Consistency": "now"} | C.Mounts[0].Consistency
 /TaskTemplate/LogDriver                | {"Name": "json-file", "Options": {"max-size": "1"}} | TaskTemplate.LogDriver.Options[max-size]
 C/Mounts/0                             | {"Type": "bind", "Source": "rel", "Target": "/x"} | C.Mounts[0].Source
 C/Mounts/0                             | {"Type": "tmpfs", "Target": "/x/../.."} | C.Mounts[0].Target
@@ -111,7 +120,15 @@ C/Healthcheck                          | {"Test": ["CMD", "true"]} | C.Healthche
 C/Privileges                           | {"NoNewPrivileges": true} | C.Privileges
 C/Init                                 | true              | C.Init
 C/Isolation                            | "hyperv"          | C.Isolation
+C/Env                                  | ["A=1", "B={{.Node.Hostname}}"] | C.Env[1] with a template
+C/Hostname                             | "{{.Node.Hostname}}" | C.Hostname with a template
 C/Mounts/0                             | {"Type": "npipe", "Target": "/x"} | C.Mounts[0].Type
+C/Mounts/0                             | {"Type": "volume", "Source": "v{{.Task.Slot}}", "Target": "/x"} | C.Mounts[0].Source with a template
+C/Mounts/0                             | {"Type": "tmpfs", "Target": "/x{{.Task.Slot}}"} | C.Mounts[0].Target with a template
+C/Mounts/0                             | {"Type": "bind", "Source": "/a", "Target": "/x", "BindOptions": {"NonRecursive": true}} | C.Mounts[0].BindOptions.NonRecursive
+C/Mounts/0                             | {"Type": "volume", "Target": "/x", "VolumeOptions": {"Subpath": "a"}} | C.Mounts[0].VolumeOptions.Subpath
+C/Mounts/0                             | {"Type": "volume", "Target": "/x", "VolumeOptions": {"DriverConfig": {"Name": "nfs"}}} | C.Mounts[0].VolumeOptions.DriverConfig
+C/Mounts/0                             | {"Type": "volume", "Target": "/x", "VolumeOptions": {"DriverConfig": {"Name": "local", "Options": {"type": "nfs"}}}} | C.Mounts[0].VolumeOptions.DriverConfig
 /EndpointSpec/Ports/0                  | {"TargetPort": 1, "Protocol": "sctp"} | EndpointSpec.Ports[0].Protocol
 /EndpointSpec/Ports/0                  | {"TargetPort": 1, "PublishMode": "host"} | EndpointSpec.Ports[0].PublishMode
 "#;
@@ -164,7 +181,7 @@ fn what_the_docker_client_sends_by_default_is_taken() {
             "ContainerSpec": {"Image": "jwilder/whoami:latest@sha256:".to_owned() + &"0a".repeat(32),
                 "Init": false, "StopSignal": "SIGRTMIN+3", "CapabilityAdd": ["CAP_NET_ADMIN", "sys_time"], "CapabilityDrop": ["ALL"],
                 "Ulimits": [{"Name": "nofile", "Soft": 1024, "Hard": -1}], "Sysctls": {"net.core.somaxconn": "9"},
-                "Mounts": [{"Type": "volume", "Source": "data", "Target": "/data"}, {"Type": "bind", "Source": "/srv", "Target": "/srv", "BindOptions": {"Propagation": "rslave"}}],
+                "Mounts": [{"Type": "volume", "Source": "data", "Target": "/data", "BindOptions": {}, "VolumeOptions": {"NoCopy": true, "Labels": {"a": "b"}, "DriverConfig": {"Name": "local"}}}, {"Type": "bind", "Source": "/srv", "Target": "/srv", "BindOptions": {"Propagation": "rslave"}}],
                 "StopGracePeriod": 10_000_000_000_u64, "DNSConfig": {}, "Isolation": "default",
                 "Healthcheck": {"Test": ["NONE"]}},
             "Resources": {"Limits": {}, "Reservations": {}},
@@ -181,6 +198,58 @@ fn what_the_docker_client_sends_by_default_is_taken() {
     let id = bench.create(&serde_json::from_value(spec).unwrap());
     bench.obey();
     assert_eq!(bench.live(&id).len(), 3);
+}
+
+#[test]
+fn the_ports_of_the_node_itself_are_taken() {
+    let mut bench = Bench::new(1);
+    let mut publish = |protocol: &str, port: u16| {
+        let entry = json!([{"Protocol": protocol, "TargetPort": 80, "PublishedPort": port}]);
+        let mut spec = changed("/EndpointSpec/Ports", entry);
+        spec.name = format!("web-{protocol}-{port}");
+        bench.request(&ClusterRequest::ServiceCreate(Box::new(spec)))
+    };
+    for (protocol, port, user) in [
+        ("tcp", 2376, "the Engine API"),
+        ("tcp", 2377, "the cluster's management"),
+        ("tcp", 7946, "the cluster's membership"),
+        ("udp", 7946, "the cluster's membership"),
+        ("udp", 4789, "VXLAN"),
+    ] {
+        let error = publish(protocol, port).unwrap_err();
+        assert!(matches!(error, ApiError::Conflict(_)), "{error:?}");
+        let says = error.to_string();
+        assert!(
+            says.contains(&format!("port '{port}' ({protocol})")),
+            "{says}"
+        );
+        assert!(says.contains(user), "{says}");
+    }
+    publish("udp", 2377).unwrap();
+    publish("tcp", 4789).unwrap();
+    let mut cluster = crate::api::Cluster::clone(bench.view().cluster().unwrap());
+    cluster.data_path_port = 4790;
+    bench.must([crate::store::Change::put_cluster(cluster)]);
+    let entry = json!([{"Protocol": "udp", "TargetPort": 80, "PublishedPort": 4790}]);
+    let spec = changed("/EndpointSpec/Ports", entry);
+    let error = bench.request(&ClusterRequest::ServiceCreate(Box::new(spec)));
+    assert!(matches!(error, Err(ApiError::Conflict(_))));
+}
+
+#[test]
+fn a_template_is_bounded_as_a_whole() {
+    let texts = |count| {
+        let text = format!("A={}", "x".repeat(1020));
+        Value::Array(vec![json!(text); count])
+    };
+    let spec = changed("/TaskTemplate/ContainerSpec/Env", texts(240));
+    Bench::new(1).create(&spec);
+    let error = refusal("/TaskTemplate/ContainerSpec/Env", texts(260));
+    let ApiError::Invalid { field, why } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(field, "TaskTemplate");
+    assert!(why.contains("at most 262144"), "{why}");
 }
 
 #[test]
