@@ -378,6 +378,146 @@ fn specs() {
 }
 
 #[test]
+fn mounts() {
+    let mount = pb::Mount {
+        r#type: pb::mount::MountType::Volume.into(),
+        source: "s".to_owned(),
+        target: "t".to_owned(),
+        readonly: true,
+        bind_options: Some(pb::mount::BindOptions {
+            propagation: pb::mount::bind_options::MountPropagation::Rslave.into(),
+            nonrecursive: true,
+            ..pb::mount::BindOptions::default()
+        }),
+        volume_options: Some(pb::mount::VolumeOptions {
+            nocopy: true,
+            labels: [("k".to_owned(), "v".to_owned())].into(),
+            driver_config: Some(pb::Driver {
+                name: "d".to_owned(),
+                options: [("o".to_owned(), "p".to_owned())].into(),
+            }),
+            subpath: "b".to_owned(),
+        }),
+        tmpfs_options: Some(pb::mount::TmpfsOptions {
+            size_bytes: 9,
+            mode: 7,
+            options: "x".to_owned(),
+        }),
+        ..pb::Mount::default()
+    };
+    let labels = [bytes(1, b"k"), bytes(2, b"v")].concat();
+    let options = [bytes(1, b"o"), bytes(2, b"p")].concat();
+    let driver = [bytes(1, b"d"), bytes(2, &options)].concat();
+    let volume = [
+        varint(1, 1),
+        bytes(2, &labels),
+        bytes(3, &driver),
+        bytes(4, b"b"),
+    ];
+    check(
+        &mount,
+        &[
+            varint(1, 1),
+            bytes(2, b"s"),
+            bytes(3, b"t"),
+            varint(4, 1),
+            bytes(5, &[varint(1, 4), varint(2, 1)].concat()),
+            bytes(6, &volume.concat()),
+            bytes(7, &[varint(1, 9), varint(2, 7), bytes(3, b"x")].concat()),
+        ],
+    );
+}
+
+#[test]
+fn limits_and_resolvers() {
+    check(
+        &pb::container_spec::DnsConfig {
+            nameservers: vec!["n".to_owned()],
+            search: vec!["s".to_owned()],
+            options: vec!["o".to_owned()],
+        },
+        &[bytes(1, b"n"), bytes(2, b"s"), bytes(3, b"o")],
+    );
+    check(
+        &pb::container_spec::Ulimit {
+            name: "n".to_owned(),
+            soft: 1,
+            hard: 2,
+        },
+        &[bytes(1, b"n"), varint(2, 1), varint(3, 2)],
+    );
+    let cpus = |nano_cpus| pb::Resources {
+        nano_cpus,
+        ..pb::Resources::default()
+    };
+    check(
+        &pb::ResourceRequirements {
+            limits: Some(cpus(1)),
+            reservations: Some(cpus(2)),
+            swap_bytes: Some(3),
+            memory_swappiness: Some(4),
+        },
+        // Whole numbers that may be absent are wrapped.
+        &[
+            bytes(1, &varint(1, 1)),
+            bytes(2, &varint(1, 2)),
+            bytes(3, &varint(1, 3)),
+            bytes(4, &varint(1, 4)),
+        ],
+    );
+}
+
+#[test]
+fn address_management_and_nodes() {
+    check(
+        &pb::IpamOptions {
+            driver: Some(pb::Driver {
+                name: "d".to_owned(),
+                ..pb::Driver::default()
+            }),
+            configs: vec![pb::IpamConfig {
+                family: pb::ipam_config::AddressFamily::Ipv4.into(),
+                subnet: "s".to_owned(),
+                range: "r".to_owned(),
+                gateway: "g".to_owned(),
+                reserved: [("k".to_owned(), "v".to_owned())].into(),
+            }],
+        },
+        &[
+            bytes(1, &bytes(1, b"d")),
+            bytes(
+                3,
+                &[
+                    varint(1, 4),
+                    bytes(2, b"s"),
+                    bytes(3, b"r"),
+                    bytes(4, b"g"),
+                    bytes(5, &[bytes(1, b"k"), bytes(2, b"v")].concat()),
+                ]
+                .concat(),
+            ),
+        ],
+    );
+    check(
+        &pb::NodeSpec {
+            desired_role: pb::NodeRole::Manager.into(),
+            membership: pb::node_spec::Membership::Accepted.into(),
+            availability: pb::node_spec::Availability::Drain.into(),
+            ..pb::NodeSpec::default()
+        },
+        &[varint(2, 1), varint(3, 1), varint(4, 2)],
+    );
+    check(
+        &pb::NodeStatus {
+            state: pb::node_status::State::Ready.into(),
+            message: "m".to_owned(),
+            addr: "a".to_owned(),
+        },
+        &[varint(1, 2), bytes(2, b"m"), bytes(3, b"a")],
+    );
+}
+
+#[test]
 fn our_own_mesh_and_control() {
     use skep::{control_response, mesh_request, mesh_response};
     let request = |kind| skep::MeshRequest { kind: Some(kind) };
