@@ -330,9 +330,7 @@ pub(crate) fn not_a_manager(status: &SwarmStatus) -> ApiError {
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect \
              this node to swarm and try again."
         }
-        LocalNodeState::Pending => {
-            "This node is still joining the swarm: try again in a moment."
-        }
+        LocalNodeState::Pending => "This node is still joining the swarm: try again in a moment.",
         LocalNodeState::Error if status.role == Role::Manager => {
             let error = &status.error;
             return ApiError::Unavailable(format!("This manager does not manage: {error}"));

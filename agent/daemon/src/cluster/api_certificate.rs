@@ -5,7 +5,8 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use rustls::ServerConfig;
 use skep_core::{
-    store::View, system::config::Config, time::Timestamp, wire::skep::IssueApiCertificateRequest,
+    api::Role, store::View, system::config::Config, time::Timestamp,
+    wire::skep::IssueApiCertificateRequest,
 };
 use skep_host::{clock, machine};
 use tokio::sync::watch;
@@ -14,7 +15,7 @@ use super::node::Running;
 use crate::{
     identity::{
         Authority, IdentityError, KeyAndRequest, NodeSubject, Vault,
-        authority::{DEFAULT_NODE_LIFE, is_dns_name, is_reserved, self_signed_api},
+        authority::{DEFAULT_NODE_LIFE, may_be_named, self_signed_api},
         certificate,
         storage::ApiIdentity,
         tls,
@@ -67,18 +68,19 @@ impl ApiCertificate {
         Ok((api, settings))
     }
 
-    /// The names and addresses by which operators may reach this node.
-    pub(super) fn names(&self, config: &Config) -> Vec<String> {
+    /// The names and addresses by which operators may reach this node; `role` is none outside a swarm.
+    pub(super) fn names(&self, config: &Config, role: Option<Role>) -> Vec<String> {
         let mut names = vec![self.hostname.clone(), "localhost".to_owned()];
         names.push(Ipv4Addr::LOCALHOST.to_string());
         names.extend(config.advertise.map(|address| address.to_string()));
         names.extend(machine::addresses().iter().map(ToString::to_string));
         names.extend(config.api_names.iter().cloned());
-        // A node may be called by a name that only node certificates may have, `swarm-manager` above all: then its
-        // certificate has the other names and the addresses.
+        // A node may be called by a name that only node certificates may have: then its certificate has the other
+        // names and the addresses. A manager may be called `swarm-manager`, but only if that is its own name.
+        let own = |name: &str| name.eq_ignore_ascii_case(&self.hostname);
         names.retain(|name| {
             let address = name.parse::<std::net::IpAddr>().is_ok();
-            address || (is_dns_name(name) && !is_reserved(name))
+            address || may_be_named(name, role.filter(|_| own(name)))
         });
         names.sort();
         names.dedup();
@@ -259,4 +261,28 @@ async fn ask(
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manager_has_its_own_name_even_if_it_is_that_of_managers() {
+        let config = Config {
+            api_names: vec!["swarm-manager".to_owned()],
+            ..Config::default()
+        };
+        let names = |hostname: &str, role| {
+            let (api, _) = ApiCertificate::new(hostname, &Config::default()).unwrap();
+            api.names(&config, role)
+        };
+        let name = "swarm-manager".to_owned();
+        assert!(names("swarm-manager", Some(Role::Manager)).contains(&name));
+        assert!(!names("swarm-manager", Some(Role::Worker)).contains(&name));
+        assert!(!names("swarm-manager", None).contains(&name));
+        assert!(!names("node1", Some(Role::Manager)).contains(&name));
+        let authority = "swarm-ca".to_owned();
+        assert!(!names("swarm-ca", Some(Role::Manager)).contains(&authority));
+    }
 }

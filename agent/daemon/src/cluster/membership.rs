@@ -418,9 +418,13 @@ impl Membership {
         self.stop_manager(manager).await;
         self.parts.ports.close(ports::CLUSTER);
         if let Err(error) = storage::remove_folder(&self.parts.state.join("raft")) {
-            tracing::warn!(error = error.chain(), "the log of a swarm that was not made stays");
+            tracing::warn!(
+                error = error.chain(),
+                "the log of a swarm that was not made stays"
+            );
         }
-        if let Err(error) = self.vault.forget() {
+        let saved = !matches!(self.vault.node(), Ok(None));
+        if saved && let Err(error) = self.vault.forget() {
             tracing::warn!(%error, "the identity of a swarm that was not made stays: {error}");
         }
     }
@@ -741,7 +745,8 @@ impl Membership {
             (running, managers)
         });
         let view = self.shared.published.borrow().clone();
-        let names = self.parts.api.names(&self.parts.config);
+        let role = self.running.as_ref().map(|running| running.identity.role);
+        let names = self.parts.api.names(&self.parts.config, role);
         self.parts
             .api
             .refresh(&self.vault, node, view.as_ref(), names)

@@ -182,7 +182,7 @@ impl Authority {
         name.push(DnType::CommonName, subject.node_id.as_str());
         name.push(DnType::OrganizationalUnitName, API_UNIT);
         name.push(DnType::OrganizationName, subject.cluster_id.as_str());
-        params.subject_alt_names = api_names(names)?;
+        params.subject_alt_names = api_names(names, Some(subject.role))?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(params, request, "API certificate")
     }
@@ -248,7 +248,7 @@ pub fn self_signed_api(
     params
         .distinguished_name
         .push(DnType::OrganizationalUnitName, API_UNIT);
-    params.subject_alt_names = api_names(names)?;
+    params.subject_alt_names = api_names(names, None)?;
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let certificate = params.self_signed(&key).map_err(signing)?;
     Ok((certificate.pem(), key.serialize_pem()))
@@ -279,14 +279,24 @@ fn dns(name: &str) -> Result<SanType, IdentityError> {
         .map_err(|error| IdentityError::malformed("certificate name", error))
 }
 
+/// The name under which nodes know every manager.
+const MANAGER: &str = "swarm-manager";
+
+/// Whether an API certificate of a node with this role, none outside a swarm, may have the name. A manager may be
+/// called `swarm-manager`: it is one.
+pub(crate) fn may_be_named(name: &str, role: Option<Role>) -> bool {
+    let manages = role == Some(Role::Manager) && name.eq_ignore_ascii_case(MANAGER);
+    is_dns_name(name) && (manages || !is_reserved(name))
+}
+
 /// Whether a node could be taken for a manager under this name.
-pub(crate) fn is_reserved(name: &str) -> bool {
+fn is_reserved(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    ["swarm-manager", "swarm-worker", "swarm-ca"].contains(&name.as_str())
+    [MANAGER, "swarm-worker", "swarm-ca"].contains(&name.as_str())
         || name.parse::<Id<Node>>().is_ok()
 }
 
-fn api_names(names: &[String]) -> Result<Vec<SanType>, IdentityError> {
+fn api_names(names: &[String], role: Option<Role>) -> Result<Vec<SanType>, IdentityError> {
     let refuse = |why: String| Err(IdentityError::malformed("certificate name", why));
     if names.len() > MAX_NAMES {
         return refuse(format!("more than {MAX_NAMES} names"));
@@ -295,13 +305,13 @@ fn api_names(names: &[String]) -> Result<Vec<SanType>, IdentityError> {
     for name in names {
         let entry = match name.parse::<IpAddr>() {
             Ok(address) => SanType::IpAddress(address),
+            Err(_) if may_be_named(name, role) => dns(name)?,
             Err(_) if is_reserved(name) => {
                 return refuse(format!("{name:?} is a name that nodes are known by"));
             }
-            Err(_) if !is_dns_name(name) => {
+            Err(_) => {
                 return refuse(format!("{name:?} is neither a DNS name nor an address"));
             }
-            Err(_) => dns(name)?,
         };
         if !all.contains(&entry) {
             all.push(entry);

@@ -195,11 +195,13 @@ impl Certificates for AuthorityService {
 /// Whether a name or address is known as another node's: a node must not pass for it.
 fn is_of_another(view: &View, node: &Id<Node>, name: &str) -> bool {
     let address = name.parse::<IpAddr>().ok();
-    let local = name == "localhost" || address.is_some_and(|address| address.is_loopback());
+    let local = name.eq_ignore_ascii_case("localhost")
+        || address.is_some_and(|address| address.is_loopback());
     let others = view.nodes().filter(|other| other.id != *node);
     let taken = others.into_iter().any(|other| {
         let hostname = other.description.as_ref().map(|it| it.hostname.as_str());
-        hostname == Some(name) || (address.is_some() && other.status.addr == address)
+        hostname.is_some_and(|it| it.eq_ignore_ascii_case(name))
+            || (address.is_some() && other.status.addr == address)
     });
     if taken && !local {
         tracing::warn!(node.id = %node, name, "a node asks for an API certificate with another node's name: left out");
