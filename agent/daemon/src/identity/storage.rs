@@ -50,6 +50,19 @@ pub struct Joining {
     pub request: String,
     /// PEM of the root that was pinned.
     pub root: String,
+    /// What the operator asked for.
+    #[serde(default)]
+    pub wish: JoinWish,
+}
+
+/// What a join was begun for: another wish is another join, or a node that was to be a manager would quietly
+/// become the worker of an earlier try.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinWish {
+    /// SHA-256 of the join token, whose secret is in no file.
+    pub token_sha256: [u8; 32],
+    /// Whether the node takes tasks.
+    pub availability: Availability,
 }
 
 /// How to reach managers, kept up to date by sessions.

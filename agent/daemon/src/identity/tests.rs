@@ -155,6 +155,16 @@ fn names_that_nodes_are_known_by_are_not_signed_for_2376() {
         let subject = subject(Role::Worker);
         authority.sign_api(&request, &subject, &names, LIFE, clock::timestamp())
     };
+    let sign_manager = |name: &str| {
+        let names = [name.to_owned()];
+        let subject = subject(Role::Manager);
+        authority.sign_api(&request, &subject, &names, LIFE, clock::timestamp())
+    };
+    // A manager may be called so: it is one.
+    sign_manager("swarm-manager").unwrap();
+    for name in ["swarm-ca", "swarm-worker", "Swarm-CA"] {
+        assert!(sign_manager(name).is_err(), "{name:?}");
+    }
     let node_id = Id::<()>::from_entropy(9).to_string();
     for name in [
         "swarm-manager",
@@ -228,6 +238,7 @@ fn the_vault_keeps_what_it_is_given() {
         key: "k".to_owned(),
         request: "r".to_owned(),
         root: "c".to_owned(),
+        wish: storage::JoinWish::default(),
     };
     vault.set_joining(Some(&joining)).unwrap();
     assert!(vault.joining().unwrap().is_some_and(|kept| kept == joining));

@@ -3,6 +3,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use sha2::{Digest, Sha256};
 use skep_core::{
     api::Availability,
     wire::{
@@ -20,7 +21,7 @@ use super::{
 use crate::identity::{
     IdentityError, KeyAndRequest, NodeIdentity, PeerIdentity, Vault,
     certificate::{chain, check_root},
-    storage::Joining,
+    storage::{JoinWish, Joining},
     tls::{self, CertificateCell},
 };
 
@@ -97,10 +98,15 @@ pub async fn join(
 ) -> Result<NodeIdentity, JoinFailure> {
     let parsed = JoinToken::parse(token).map_err(|error| JoinFailure::Final(error.to_string()))?;
     let begun = vault.joining()?;
-    let begun = begun.filter(|begun| parsed.pins(begun.root.as_bytes()));
+    let wish = JoinWish {
+        token_sha256: Sha256::digest(token.trim()).into(),
+        availability,
+    };
+    let same = |begun: &Joining| begun.wish == wish && parsed.pins(begun.root.as_bytes());
+    let begun = begun.filter(same);
     let joining = match begun {
         Some(joining) => joining,
-        None => begin(vault, token, &parsed, addr, availability, from).await?,
+        None => begin(vault, token, &parsed, addr, wish, from).await?,
     };
     let tls = tls::cluster_client(&joining.root, None)?;
     let channel = Dialer::new(tls, AUTHORITY, from).dial(addr).await?;
@@ -119,14 +125,14 @@ async fn begin(
     token: &str,
     parsed: &JoinToken,
     addr: &str,
-    availability: Availability,
+    wish: JoinWish,
     from: Option<IpAddr>,
 ) -> Result<Joining, JoinFailure> {
     let root = fetch_root(parsed, addr, from).await?;
     let KeyAndRequest { key, request } = KeyAndRequest::draw()?;
     let tls = tls::cluster_client(&root, None)?;
     let channel = Dialer::new(tls, AUTHORITY, from).dial(addr).await?;
-    let message = issue(&request, token, availability);
+    let message = issue(&request, token, wish.availability);
     let mut client = NodeCaClient::new(channel);
     let answer = within(CALL, addr, client.issue_node_certificate(message)).await?;
     let joining = Joining {
@@ -136,6 +142,7 @@ async fn begin(
         key,
         request,
         root,
+        wish,
     };
     vault.set_joining(Some(&joining))?;
     Ok(joining)
@@ -281,6 +288,7 @@ pub async fn renew(
         key,
         request,
         root: identity.root.clone(),
+        wish: JoinWish::default(),
     };
     fetch(channel, addr, &joining)
         .await
