@@ -216,18 +216,17 @@ fn tail(text: &str) -> Result<Option<u64>, ApiError> {
 
 fn matches(container: &LocalContainer, filters: &Filters) -> bool {
     filters.iter().all(|(key, values)| {
-        values.is_empty()
-            || values.iter().any(|value| match key.as_str() {
-                "id" => container.id.starts_with(value.as_str()),
-                "name" => container.name.contains(value.trim_start_matches('/')),
-                "label" => filter::label_matches(&document::json(&container.labels), value),
-                "ancestor" => container.image == *value || container.image_id == *value,
-                "status" => render::container::state(container.state) == value,
-                "exited" => {
-                    container.state == ContainerState::Exited
-                        && container.exit_code.to_string() == *value
-                }
-                _ => true,
-            })
+        filter::values_match(key, values, |value| match key.as_str() {
+            "id" => container.id.starts_with(value.as_str()),
+            "name" => container.name.contains(value.trim_start_matches('/')),
+            "label" => filter::label_matches(&document::json(&container.labels), value),
+            "ancestor" => container.image == *value || container.image_id == *value,
+            "status" => render::container::state(container.state) == value,
+            "exited" => {
+                container.state == ContainerState::Exited
+                    && container.exit_code.to_string() == *value
+            }
+            _ => true,
+        })
     })
 }

@@ -312,7 +312,7 @@ impl ClusterPort for Memory {
     }
 
     async fn leave(&self, force: bool) -> Result<(), ApiError> {
-        let error = ApiError::Precondition(
+        let error = ApiError::Unavailable(
             "You are attempting to leave the swarm on a node that is participating as a manager."
                 .to_owned(),
         );

@@ -225,17 +225,16 @@ fn matches(document: &Value, view: Option<&View>, filters: &Filters) -> bool {
         .iter()
         .any(|network| network.name == text("Name") && text("Scope") == "local");
     filters.iter().all(|(key, values)| {
-        values.is_empty()
-            || values.iter().any(|value| match key.as_str() {
-                "name" => text("Name").contains(value.as_str()),
-                "id" => text("Id").starts_with(value.as_str()),
-                "driver" => text("Driver") == value,
-                "scope" => text("Scope") == value,
-                "type" => built_in == (value == "builtin"),
-                "label" => filter::label_matches(&document["Labels"], value),
-                "dangling" => is_dangling(text("Id"), view) == (value == "true" || value == "1"),
-                _ => true,
-            })
+        filter::values_match(key, values, |value| match key.as_str() {
+            "name" => text("Name").contains(value.as_str()),
+            "id" => text("Id").starts_with(value.as_str()),
+            "driver" => text("Driver") == value,
+            "scope" => text("Scope") == value,
+            "type" => built_in == (value == "builtin"),
+            "label" => filter::label_matches(&document["Labels"], value),
+            "dangling" => is_dangling(text("Id"), view) == (value == "true" || value == "1"),
+            _ => true,
+        })
     })
 }
 

@@ -89,7 +89,7 @@ impl Management {
     /// Leaves the swarm.
     ///
     /// # Errors
-    /// `Precondition` on a manager without `force`, `Unavailable` in no swarm.
+    /// `Unavailable` on a manager without `force`, and in no swarm.
     pub async fn swarm_leave(&self, params: &Params) -> Result<Value, ApiError> {
         self.cluster.leave(params.flag("force")).await?;
         Ok(Value::Null)
