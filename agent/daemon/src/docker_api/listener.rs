@@ -23,6 +23,8 @@ use super::{Peer, answer};
 
 /// Connections served at the same time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 256;
+/// Handshakes at the same time, so that strangers hold no place of an operator.
+const MAX_HANDSHAKES: usize = 64;
 /// Time for a TLS handshake, and for the header of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of a request's header.
@@ -64,8 +66,9 @@ pub async fn serve_tls(
     router: Router,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+        let Ok(turn) = Arc::clone(&handshakes).acquire_owned().await else {
             return;
         };
         let stream = match listener.accept().await {
@@ -78,7 +81,8 @@ pub async fn serve_tls(
         };
         let current = settings.borrow().clone();
         if let Some(config) = current {
-            tokio::spawn(serve_one_tls(stream, config, router.clone(), slot));
+            let (router, slots) = (router.clone(), Arc::clone(&slots));
+            tokio::spawn(serve_one_tls(stream, config, router, turn, slots));
         }
     }
 }
@@ -87,19 +91,28 @@ async fn serve_one_tls(
     stream: TcpStream,
     config: Arc<ServerConfig>,
     router: Router,
-    slot: OwnedSemaphorePermit,
+    turn: OwnedSemaphorePermit,
+    slots: Arc<Semaphore>,
 ) {
     // Small answers shall not wait for more.
     let _ = stream.set_nodelay(true);
     match timeout(PATIENCE, TlsAcceptor::from(config).accept(stream)).await {
         Ok(Ok(stream)) => {
             let operator = operator_name(stream.get_ref().1.peer_certificates());
+            // It keeps its turn while it waits, so that no more than those wait.
+            let Ok(Ok(_slot)) = timeout(PATIENCE, slots.acquire()).await else {
+                tracing::warn!(
+                    operator,
+                    "too many connections to the Engine API stand: refused one"
+                );
+                return;
+            };
+            drop(turn);
             serve_connection(stream, router, Peer(operator)).await;
         }
         Ok(Err(error)) => tracing::info!(%error, "refused a client of the Engine API"),
         Err(_) => tracing::info!("a client of the Engine API did not finish its TLS handshake"),
     }
-    drop(slot);
 }
 
 /// The subject of the client's certificate.

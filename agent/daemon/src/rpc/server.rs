@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::timeout,
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,8 +30,14 @@ use crate::{identity::PeerIdentity, raft::Published};
 
 /// Time for a handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections that stand at the same time: one per node, and some for joins.
+/// Connections of nodes that stand at the same time: one per node.
 const MAX_CONNECTIONS: usize = 4096;
+/// Handshakes at the same time; more wait in the kernel's queue. Strangers can hold no other place of a node.
+const MAX_HANDSHAKES: usize = 256;
+/// Connections without a certificate at the same time: machines that join.
+const MAX_ANONYMOUS: usize = 256;
+/// After this time a connection without a certificate is closed; a join is over long before.
+const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
 /// Streams of one connection; a node needs three, and its calls.
 const MAX_STREAMS: u32 = 128;
 /// Pause after a failed accept, such as one without a free descriptor.
@@ -67,21 +73,27 @@ async fn accept(
     stop: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let slots = Slots {
+        nodes: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        anonymous: Arc::new(Semaphore::new(MAX_ANONYMOUS)),
+    };
     loop {
         let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
+            let turn = Arc::clone(&handshakes).acquire_owned().await;
+            (turn, listener.accept().await)
         };
-        let (slot, accepted) = tokio::select! {
+        let (turn, accepted) = tokio::select! {
             next = next => next,
             () = stop.cancelled() => return,
         };
-        match (slot, accepted) {
-            (Ok(slot), Ok((stream, addr))) => {
-                let (acceptor, ready) = (acceptor.clone(), ready.clone());
+        match (turn, accepted) {
+            (Ok(turn), Ok((stream, addr))) => {
+                let (acceptor, ready, slots) = (acceptor.clone(), ready.clone(), slots.clone());
                 tokio::spawn(async move {
-                    if let Some(connection) = handshake(acceptor, stream, addr, slot).await {
+                    let made = handshake(acceptor, stream, addr, &slots).await;
+                    drop(turn);
+                    if let Some(connection) = made {
                         let _ = ready.send(Ok(connection)).await;
                     }
                 });
@@ -95,11 +107,18 @@ async fn accept(
     }
 }
 
+/// Places of connections that stand.
+#[derive(Clone)]
+struct Slots {
+    nodes: Arc<Semaphore>,
+    anonymous: Arc<Semaphore>,
+}
+
 async fn handshake(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     addr: SocketAddr,
-    slot: OwnedSemaphorePermit,
+    slots: &Slots,
 ) -> Option<Connection> {
     let _ = stream.set_nodelay(true);
     // A stream of a node that lost its power would else stand for ever and hold the mesh back.
@@ -130,8 +149,17 @@ async fn handshake(
             return None;
         }
     };
+    let (slots, life) = match &identity {
+        Some(_) => (&slots.nodes, None),
+        None => (&slots.anonymous, Some(ANONYMOUS_LIFE)),
+    };
+    let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
+        refused(&"too many stand");
+        return None;
+    };
     Some(Connection {
         stream,
+        end: life.map(|life| Box::pin(sleep(life))),
         peer: Peer { addr, identity },
         _slot: slot,
     })
@@ -140,8 +168,22 @@ async fn handshake(
 /// A connection after its handshake.
 struct Connection {
     stream: TlsStream<TcpStream>,
+    /// When it is closed, whatever it is doing.
+    end: Option<Pin<Box<Sleep>>>,
     peer: Peer,
     _slot: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// An error once the connection has stood for too long; wakes the task at that moment.
+    fn check_age(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if let Some(end) = &mut self.end
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
 }
 
 impl Connected for Connection {
@@ -158,6 +200,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check_age(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -168,6 +211,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.check_age(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
