@@ -21,6 +21,8 @@ use crate::rpc::dial::Dialer;
 const QUEUE: usize = 1024;
 /// Proposals in one entry.
 const MAX_BATCH: usize = 256;
+/// Bytes of the proposals in one entry, unless one alone has more: an entry travels as one message.
+const MAX_BATCH_BYTES: usize = 1024 * 1024;
 /// How long a manager waits for a leader before it answers that there is none.
 const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of one chunk of a snapshot: below what a server takes as a message, JSON's blow-up included.
@@ -31,6 +33,7 @@ type Results = Vec<Result<Applied, ApplyError>>;
 /// Proposals on their way into an entry.
 struct Waiting {
     proposals: Vec<Proposal>,
+    bytes: usize,
     answer: oneshot::Sender<Result<Results, ProposeError>>,
 }
 
@@ -123,7 +126,12 @@ impl RaftHandle {
     /// When they did not get into the log.
     pub async fn propose_all(&self, proposals: Vec<Proposal>) -> Result<Results, ProposeError> {
         let (answer, result) = oneshot::channel();
-        let waiting = Waiting { proposals, answer };
+        let bytes = written_size(&proposals);
+        let waiting = Waiting {
+            proposals,
+            bytes,
+            answer,
+        };
         self.queue
             .try_send(waiting)
             .map_err(|_| ProposeError::Busy)?;
@@ -274,7 +282,16 @@ fn config() -> Config {
 /// Puts what waits into entries: while one is on its way, the next one fills.
 async fn write_batches(raft: Raft<RaftTypes>, mut waiting: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::new();
-    while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
+    let mut next = None;
+    loop {
+        let first = match next.take() {
+            Some(first) => first,
+            None => match waiting.recv().await {
+                Some(first) => first,
+                None => return,
+            },
+        };
+        next = fill(&mut batch, first, || waiting.try_recv().ok());
         let sizes: Vec<usize> = batch.iter().map(|one| one.proposals.len()).collect();
         let proposals = batch
             .iter_mut()
@@ -296,9 +313,76 @@ async fn write_batches(raft: Raft<RaftTypes>, mut waiting: mpsc::Receiver<Waitin
     }
 }
 
+/// Fills a batch up to its bounds; gives back the one that no longer fits.
+fn fill(
+    batch: &mut Vec<Waiting>,
+    first: Waiting,
+    mut more: impl FnMut() -> Option<Waiting>,
+) -> Option<Waiting> {
+    let mut bytes = first.bytes;
+    batch.push(first);
+    while batch.len() < MAX_BATCH {
+        let one = more()?;
+        bytes = bytes.saturating_add(one.bytes);
+        if bytes > MAX_BATCH_BYTES {
+            return Some(one);
+        }
+        batch.push(one);
+    }
+    None
+}
+
+/// Bytes that proposals take in the log.
+fn written_size(proposals: &[Proposal]) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 = self.0.saturating_add(bytes.len());
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    match serde_json::to_writer(&mut count, proposals) {
+        Ok(()) => count.0,
+        // The log will say what is wrong with it; nothing else shares its entry.
+        Err(_) => MAX_BATCH_BYTES,
+    }
+}
+
 fn refusal(error: &RaftError<u64, ClientWriteError<u64, Member>>) -> ProposeError {
     match error.forward_to_leader() {
         Some(forward) => ProposeError::NotLeader(forward.leader_node.clone()),
         None => ProposeError::Stopped(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(bytes: usize) -> Waiting {
+        Waiting {
+            proposals: Vec::new(),
+            bytes,
+            answer: oneshot::channel().0,
+        }
+    }
+
+    #[test]
+    fn a_batch_is_bound_by_bytes_and_by_number_and_is_never_empty() {
+        let mut batch = Vec::new();
+        let left = fill(&mut batch, waiting(usize::MAX), || Some(waiting(1)));
+        assert_eq!((batch.len(), left.map(|one| one.bytes)), (1, Some(1)));
+        batch.clear();
+        let left = fill(&mut batch, waiting(0), || {
+            Some(waiting(MAX_BATCH_BYTES / 2))
+        });
+        assert_eq!((batch.len(), left.is_some()), (3, true));
+        batch.clear();
+        assert!(fill(&mut batch, waiting(0), || Some(waiting(0))).is_none());
+        assert_eq!(batch.len(), MAX_BATCH);
     }
 }
