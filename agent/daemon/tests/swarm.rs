@@ -136,6 +136,10 @@ impl Swarm {
     }
 
     fn start_with(&self, number: u8, role: &Path) -> Daemon {
+        self.start_on_machine(number, role, &format!("node{number}"))
+    }
+
+    fn start_on_machine(&self, number: u8, role: &Path, machine: &str) -> Daemon {
         let address = self.address(number);
         let name = format!("node{number}");
         let cmdline = self.folder.join(format!("{name}.cmdline"));
@@ -152,7 +156,7 @@ impl Swarm {
             .args([
                 "--cluster-only",
                 "--machine-id",
-                &name,
+                machine,
                 "--listen",
                 &address,
             ])
@@ -438,6 +442,28 @@ fn wrong_tokens_and_hostile_bytes_harm_nobody() {
     }
     assert_eq!(swarm.ready(&manager), ["node1"]);
     assert!(!manager.log().contains("panicked"), "{}", manager.log());
+}
+
+#[test]
+fn a_second_machine_with_the_same_id_is_refused_by_name() {
+    let swarm = Swarm::generate(46);
+    let manager = swarm.start(1, "first-manager");
+    let one = swarm.start_on_machine(2, &swarm.role("worker"), "cloned");
+    swarm.wait_ready(&manager, &["node1", "node2"]);
+    let mut two = swarm.start_on_machine(3, &swarm.role("worker"), "cloned");
+    eventually("the log names both machines", &two, || {
+        let log = two.log();
+        let mut lines = log.lines();
+        lines.any(|line| line.contains("cloned") && line.contains("node2"))
+    });
+    eventually("info says it", &two, || {
+        let info = swarm.ask_trusting(Trust::OnSight, &two, "GET", "/v1.41/info", "");
+        let error = info.map(|info| info["Swarm"]["Error"].to_string());
+        error.is_some_and(|error| error.contains("cloned") && error.contains("node2"))
+    });
+    assert_eq!(swarm.ready(&manager), ["node1", "node2"]);
+    assert!(two.child.try_wait().unwrap().is_none(), "it stays up");
+    drop(one);
 }
 
 /// The token of `TOKEN@ADDRESS` with the last digit of one part changed.
