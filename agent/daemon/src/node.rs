@@ -27,7 +27,7 @@ use crate::{
     cluster::SwarmStatus,
     config::Options,
     dns_server::DnsServers,
-    effects::{self, Effects, Host},
+    effects::{self, Effects, Host, KeptNamespaces},
     event_loop::{self, Watchdog},
     local::{LocalHandle, LocalParts},
     rpc::session::Uplink,
@@ -48,7 +48,7 @@ pub struct NodeParts {
 /// The host, taken up: containers, images, networks and what an earlier life knew.
 pub struct NodeHost {
     host: Host,
-    network: NetHost,
+    network: (NetHost, KeptNamespaces),
     containers: Vec<skep_core::worker::effect::Container>,
     saved: Option<Saved>,
     manager: Arc<ServiceManager>,
@@ -57,7 +57,8 @@ pub struct NodeHost {
     state: PathBuf,
 }
 
-/// Takes up what is on the host. `sockets` are those of name servers that the service manager kept, by name.
+/// Takes up what is on the host. `descriptors` are those of name servers
+/// and namespaces that the service manager kept, by name.
 ///
 /// # Errors
 /// When the host lacks something without which no container can run.
@@ -66,7 +67,7 @@ pub async fn open(
     config: Arc<Config>,
     hostname: String,
     manager: Arc<ServiceManager>,
-    sockets: Vec<(String, OwnedFd)>,
+    descriptors: Vec<(String, OwnedFd)>,
 ) -> Result<NodeHost, HostError> {
     let registries = Registries {
         mirrors: config.registry_mirrors.clone(),
@@ -82,6 +83,11 @@ pub async fn open(
     let containers = Containers::open(dirs, images).await?;
     remove_debug_containers(&containers).await;
     let seed = entropy::bits64()?;
+    let (kept, sockets) = KeptNamespaces::adopt(
+        Namespaces::new(DIRECTORY),
+        Arc::clone(&manager),
+        descriptors,
+    );
     let dns = DnsServers::new(
         Namespaces::new(DIRECTORY),
         Arc::clone(&manager),
@@ -90,7 +96,7 @@ pub async fn open(
     );
     let saved = state.join("node.json");
     Ok(NodeHost {
-        network: NetHost::new()?,
+        network: (NetHost::new()?, kept),
         containers: effects::list(&containers).await?,
         saved: load(&saved),
         host: Host {

@@ -7,7 +7,7 @@ use std::{
     fs, io,
     net::{SocketAddrV4, TcpListener, UdpSocket},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         linux::fs::MetadataExt,
     },
     path::{Path, PathBuf},
@@ -122,6 +122,29 @@ impl Namespaces {
             ));
         }
         Ok(file.into())
+    }
+
+    /// Mounts a namespace in its place again if nothing is there. True if it is this one that has the place now.
+    ///
+    /// # Errors
+    /// When the descriptor is not of a namespace, or the kernel refuses.
+    pub fn restore(&self, name: &str, namespace: BorrowedFd<'_>) -> Result<bool> {
+        let op = "restore namespace";
+        let own = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
+        if !is_namespace(&own) {
+            return Err(HostError::new(op, name, "the descriptor is not of one"));
+        }
+        let meta = fs::metadata(&own).context(op, name)?;
+        let identity = (meta.st_dev(), meta.st_ino());
+        if let Some(there) = self.identity(name) {
+            return Ok(there == identity);
+        }
+        let path = self.path(name)?;
+        fs::create_dir_all(&self.directory).context(op, name)?;
+        fs::write(&path, []).context(op, name)?;
+        let flags = MsFlags::MS_BIND;
+        mount(Some(&own), &path, None::<&str>, flags, None::<&str>).context(op, name)?;
+        Ok(true)
     }
 
     /// What the namespace is now; none when there is none.

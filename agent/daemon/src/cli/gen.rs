@@ -91,7 +91,7 @@ fn readme(folder: &Path) -> String {
          - its own words on the kernel command line: skep.name=NAME skep.advertise=ADDRESS,\n\
          - the words in the file cmdline of its role, and\n\
          - the files in the folder credentials of its role as systemd credentials of those names\n\
-           (SMBIOS type 11 strings io.systemd.credential.binary:NAME=BASE64, or files on the boot partition).\n\
+           (SMBIOS type 11 strings io.systemd.credential.binary:NAME=BASE64).\n\
          \n\
          first-manager/  exactly one machine, at the address that was given with --manager\n\
          manager/        further managers\n\

@@ -2,6 +2,7 @@
 //! the result back as an input. Nothing here decides anything.
 
 mod convert;
+mod namespaces;
 mod network;
 
 use std::{path::PathBuf, sync::Arc};
@@ -20,6 +21,7 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
 };
 
+pub use self::namespaces::KeptNamespaces;
 use self::{
     convert::{container, failure, pull_failure},
     network::Command,
@@ -67,7 +69,7 @@ impl Effects {
     /// When no thread can be had.
     pub fn new(
         host: Host,
-        network: NetHost,
+        network: (NetHost, KeptNamespaces),
         inputs: mpsc::Sender<Input>,
         runtime: Handle,
     ) -> Result<Self, HostError> {

@@ -9,6 +9,8 @@ use skep_core::{
 use skep_host::{HostError, network::NetHost};
 use tokio::sync::mpsc;
 
+use super::KeptNamespaces;
+
 /// What waits for the thread: the machine has one thing under way at a time.
 const COMMANDS: usize = 4;
 
@@ -23,7 +25,7 @@ pub(super) enum Command {
 
 /// Starts the thread; it tells of changes that others make, too.
 pub(super) fn start(
-    network: NetHost,
+    network: (NetHost, KeptNamespaces),
     inputs: mpsc::Sender<Input>,
 ) -> Result<mpsc::Sender<Command>, HostError> {
     let error = |error| HostError::new("start the thread of", "the kernel's network", error);
@@ -41,7 +43,7 @@ pub(super) fn start(
 }
 
 async fn run(
-    network: &NetHost,
+    (network, kept): &(NetHost, KeptNamespaces),
     mut commands: mpsc::Receiver<Command>,
     inputs: mpsc::Sender<Input>,
 ) {
@@ -49,7 +51,7 @@ async fn run(
         let input = tokio::select! {
             biased;
             command = commands.recv() => match command {
-                Some(command) => carry_out(network, command).await,
+                Some(command) => carry_out(network, kept, command).await,
                 None => return,
             },
             changed = network.changed() => Input::NetworkChanged(changed),
@@ -60,14 +62,16 @@ async fn run(
     }
 }
 
-async fn carry_out(network: &NetHost, command: Command) -> Input {
+async fn carry_out(network: &NetHost, kept: &KeptNamespaces, command: Command) -> Input {
     match command {
         Command::Observe(scope) => {
             let seen = network.observe(&scope).await;
             Input::NetworkSeen(seen.map_err(|error| error.chain()))
         }
         Command::Apply(ops) => {
+            kept.before(&ops);
             let results = network.apply(&ops).await;
+            kept.after(&ops);
             let errors = results.into_iter().filter_map(Result::err);
             Input::NetworkApplied(errors.map(|error| error.chain()).collect())
         }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::IpAddr,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -129,6 +129,13 @@ impl Machine {
     /// Makes a namespace behind the node's back.
     pub(crate) fn create(&self, name: &str) {
         Namespaces::new(&self.directory).create(name).unwrap();
+    }
+
+    /// Whether the namespace that is held has its place again.
+    pub(crate) fn restore(&self, ns: &Ns, held: &OwnedFd) -> bool {
+        let Ns::Named(name) = ns else { panic!("{ns}") };
+        let namespaces = Namespaces::new(&self.directory);
+        namespaces.restore(name, held.as_fd()).unwrap()
     }
 
     /// Takes a namespace away behind the node's back.

@@ -159,6 +159,27 @@ async fn a_namespace_that_is_gone_comes_back_with_all_in_it() {
 }
 
 #[tokio::test]
+async fn a_namespace_gets_its_place_back_from_a_descriptor() {
+    if !root() {
+        return;
+    }
+    let (machine, _) = inputs(0);
+    let ns = Ns::Named("0123456789ab".to_owned());
+    machine.create("0123456789ab");
+    machine.run(&ns, "ip link add kept type bridge");
+    let held = machine.net.open(&ns).unwrap();
+    assert!(machine.restore(&ns, &held), "it is there already");
+    machine.unmount(&ns);
+    assert!(machine.restore(&ns, &held));
+    assert!(machine.run(&ns, "ip -br link").contains("kept"));
+    // Another has its name now.
+    machine.unmount(&ns);
+    machine.create("0123456789ab");
+    assert!(!machine.restore(&ns, &held));
+    assert!(!machine.run(&ns, "ip -br link").contains("kept"));
+}
+
+#[tokio::test]
 async fn a_namespace_that_nobody_wants_goes() {
     if !root() {
         return;
