@@ -87,7 +87,7 @@ impl KeptNamespaces {
     }
 }
 
-fn named<'a>(ops: &'a [NetOp], wanted: impl Fn(&Step) -> bool) -> impl Iterator<Item = &'a str> {
+fn named(ops: &[NetOp], wanted: impl Fn(&Step) -> bool) -> impl Iterator<Item = &str> {
     ops.iter()
         .filter(move |op| wanted(&op.step))
         .filter_map(|op| match &op.ns {
