@@ -374,13 +374,13 @@ async fn endless_answers_are_cut(world: &World) {
     assert!(!temporary && line.contains("longer than"), "{line}");
 }
 
-/// The reserve for the node's own state is 64 MiB: a file system of 70 with an image of 10 is full.
+/// The reserve for the node's own state is 64 MiB: a file system of 66 with an image of 3 is full.
 async fn a_full_disk_makes_room(world: &World) {
     use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
     let registry = Registry::start().await;
     let names = ["first:latest", "second:latest"];
     for (name, seed) in names.iter().zip(1_u8..) {
-        let files = layer(&[("a", 0o644, [vec![seed], random(10 << 20)].concat())]);
+        let files = layer(&[("a", 0o644, [vec![seed], random(3 << 20)].concat())]);
         registry.add(name, json!({"Cmd": [name]}), &[files]);
     }
     let dir = world.dir.join("pulls-full");
@@ -390,7 +390,7 @@ async fn a_full_disk_makes_room(world: &World) {
         &dir,
         "tmpfs",
         MountFlags::empty(),
-        Some(c"size=70m"),
+        Some(c"size=66m"),
     )
     .unwrap();
     let registries = Registries {
