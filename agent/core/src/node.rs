@@ -143,7 +143,7 @@ pub struct Node {
     worker: Worker,
     around: Surroundings,
     network: NetworkLoop,
-    desired: NetState,
+    desired: Arc<NetState>,
     generation: u64,
     /// The desired state, or what names are answered from, is older than what it follows from.
     outdated: bool,
@@ -172,7 +172,7 @@ impl Node {
             around: Surroundings::new(node, mesh, &worker),
             worker,
             network: NetworkLoop::new(now),
-            desired: NetState::default(),
+            desired: Arc::default(),
             generation: 0,
             outdated: true,
             acknowledged: None,
@@ -290,8 +290,8 @@ impl Node {
                 node: &self.around.node,
                 sandboxes: &self.around.sandboxes,
             });
-            if wanted != self.desired || self.generation == 0 {
-                self.desired = wanted;
+            if wanted != *self.desired || self.generation == 0 {
+                self.desired = Arc::new(wanted);
                 self.generation += 1;
             }
         }

@@ -1,6 +1,6 @@
 //! Making the kernel's network equal to what it must be, and keeping it so.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{
     network::{
@@ -39,6 +39,8 @@ pub(super) enum NetworkStep {
 #[derive(Debug)]
 pub(super) struct NetworkLoop {
     believed: Option<NetState>,
+    /// What the kernel was changed towards since it was read last.
+    towards: Option<Arc<NetState>>,
     busy: Option<Busy>,
     /// Namespaces that were changed and must be read before anything is said of them.
     unread: BTreeSet<Ns>,
@@ -61,6 +63,7 @@ impl NetworkLoop {
     pub(super) fn new(now: Now) -> Self {
         Self {
             believed: None,
+            towards: None,
             busy: None,
             unread: BTreeSet::new(),
             foreign: BTreeSet::new(),
@@ -112,6 +115,8 @@ impl NetworkLoop {
             }
             (believed, _) => *believed = Some(seen),
         }
+        // Whatever was changed is read: nothing is changed while something is unread.
+        self.towards = None;
     }
 
     /// Steps were carried out; the errors of those that could not be.
@@ -137,7 +142,7 @@ impl NetworkLoop {
     /// Decides what to do next. `generation` grows with each change of `desired`.
     pub(super) fn step(
         &mut self,
-        desired: &NetState,
+        desired: &Arc<NetState>,
         generation: u64,
         now: Now,
     ) -> Option<NetworkStep> {
@@ -171,6 +176,7 @@ impl NetworkLoop {
         self.clean = true;
         self.exact = None;
         self.applied = Some(generation);
+        self.towards = Some(Arc::clone(desired));
         self.busy = Some(Busy::Applying(self.touched(&ops)));
         Some(NetworkStep::Apply(ops))
     }
@@ -229,12 +235,13 @@ impl NetworkLoop {
         self.exact == Some(generation)
     }
 
-    /// Whether the kernel was seen to have all of this sandbox, whatever else is wrong.
+    /// Whether the kernel was seen to have all of this sandbox, whatever else is wrong, and has lost nothing of it by a
+    /// change towards a state without it since.
     pub(super) fn has(&self, sandbox: &Sandbox, desired: &NetState) -> bool {
         let scope = Scope::only(desired, sandbox_scope(sandbox));
-        self.believed.as_ref().is_some_and(|believed| {
-            plan(&desired.restricted(&scope), &believed.restricted(&scope)).is_empty()
-        })
+        let wanted = desired.restricted(&scope);
+        let is_in = |state: &NetState| plan(&wanted, &state.restricted(&scope)).is_empty();
+        self.believed.as_ref().is_some_and(is_in) && self.towards.as_deref().is_none_or(is_in)
     }
 
     /// What failed last.
