@@ -16,7 +16,7 @@ const DELAY: Duration = Duration::from_secs(5);
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The proposal that replaces the newest task of a slot in which nothing lives any more, or that settles
-/// it when its policy says that nothing shall follow. `None`: there is nothing to do.
+/// it when its policy says that nothing shall follow. `None`: there is nothing to do now.
 pub(super) fn after_end(
     service: &Service,
     number: u64,
@@ -28,6 +28,9 @@ pub(super) fn after_end(
     let settled = desire(ended, TaskState::Shutdown);
     if !allowed(policy, slot, ended, ctx.now) {
         return settled.map(|change| Proposal::of([change]));
+    }
+    if pauses(ended, ctx) {
+        return None;
     }
     let next = replacement(service, number, ended, ctx);
     Some(Proposal::of(
@@ -46,6 +49,16 @@ pub(super) fn replacement(service: &Service, number: u64, ended: &Task, ctx: &mu
         next.not_before = Some(ctx.now + delay);
     }
     next
+}
+
+/// Whether a task ended in the pause before its own start, as one whose image cannot be had does. That pause goes on, or
+/// such tasks would follow one another as fast as they fail.
+pub(super) fn pauses(ended: &Task, ctx: &mut Ctx) -> bool {
+    let end = ended.not_before.filter(|end| *end > ctx.now);
+    if let Some(end) = end {
+        ctx.wake(end);
+    }
+    end.is_some()
 }
 
 fn ended_by_itself(task: &Task) -> bool {

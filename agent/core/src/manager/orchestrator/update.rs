@@ -208,7 +208,7 @@ fn replace(
     // The new version was tried in this slot and ended: its restart policy decides.
     let retry = old.spec_version == service.spec_version;
     let policy = service.spec.task_template.restart_policy.as_ref();
-    if retry && !restart::allowed(policy, slot, old, ctx.now) {
+    if retry && (!restart::allowed(policy, slot, old, ctx.now) || restart::pauses(old, ctx)) {
         return None;
     }
     let mut task = if retry {

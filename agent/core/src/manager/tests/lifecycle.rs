@@ -94,6 +94,24 @@ fn an_ended_task_is_replaced_after_the_delay() {
 }
 
 #[test]
+fn tasks_that_fail_while_they_are_prepared_follow_one_another_no_faster_than_the_delay() {
+    let mut bench = Bench::new(1);
+    let web = bench.create(&service("web", 1));
+    bench.settle();
+    let mut ids = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        bench.settle();
+        for task in bench.live(&web) {
+            ids.insert(task.id.clone());
+            bench.report(&task, TaskState::Rejected);
+        }
+        bench.wait(Duration::from_millis(100));
+    }
+    // Twenty seconds: the first one at once, and then one each five seconds.
+    assert!((4..=5).contains(&ids.len()), "{} tasks", ids.len());
+}
+
+#[test]
 fn restart_conditions_hold() {
     use RestartCondition as C;
     for (condition, end, replaced) in [
