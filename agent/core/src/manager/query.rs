@@ -13,7 +13,7 @@ use crate::{
     id::Id,
     store::View,
 };
-pub use lists::{list_networks, list_nodes, list_services, list_tasks};
+pub use lists::{is_true, list_networks, list_nodes, list_services, list_tasks};
 
 /// The node with this id, host name, name or unambiguous prefix of an id. Two nodes with one host name
 /// are both there, and naming either by it is ambiguous.

@@ -8,6 +8,7 @@ use skep_core::{
         ApiError, ClusterRequest, ClusterResponse, EndpointMode, Filters, Network, NetworkSpec,
         Service, Task, TaskState,
     },
+    manager::query,
     store::View,
 };
 
@@ -21,9 +22,6 @@ use super::{
     },
 };
 
-/// The filters of `network ls`.
-const FILTERS: [&str; 7] = ["dangling", "driver", "id", "label", "name", "scope", "type"];
-
 impl Management {
     /// Every network that matches the filters: on a worker only the built-in ones, as with Docker.
     ///
@@ -31,18 +29,16 @@ impl Management {
     /// `Invalid` for a filter.
     pub fn network_list(&self, params: &Params) -> Result<Value, ApiError> {
         let filters = params.filters()?;
-        filter::check_keys(&filters, &FILTERS)?;
+        // A worker has no view: the filters are checked all the same.
+        let view = self.cluster.view().unwrap_or_default();
+        let of_cluster = query::list_networks(&view, &filters)?;
         let machine_id = self.local.info().machine_id;
-        let view = self.cluster.view();
-        let mut documents: Vec<Value> = BUILT_IN
+        let built_in = BUILT_IN
             .iter()
-            .map(|network| network.document(&machine_id))
-            .collect();
-        if let Some(view) = &view {
-            documents.extend(view.networks().map(|net| render::network::network(net)));
-        }
-        documents.retain(|document| matches(document, view.as_ref(), &filters));
-        Ok(json!(documents))
+            .filter(|network| is_asked_for(network, &network.id(&machine_id), &filters))
+            .map(|network| network.document(&machine_id));
+        let of_cluster = of_cluster.iter().map(|net| render::network::network(net));
+        Ok(json!(built_in.chain(of_cluster).collect::<Vec<Value>>()))
     }
 
     /// One network, by id, name or prefix of the id, with the containers that this node has on it; with
@@ -219,34 +215,21 @@ fn mac_of(address: &str) -> String {
         .unwrap_or_default()
 }
 
-fn matches(document: &Value, view: Option<&View>, filters: &Filters) -> bool {
-    let text = |key: &str| document[key].as_str().unwrap_or_default();
-    let built_in = BUILT_IN
-        .iter()
-        .any(|network| network.name == text("Name") && text("Scope") == "local");
+/// Whether a network that every node has by itself passes the filters of a list, which were checked before. None of
+/// them has a label or dangles.
+fn is_asked_for(network: &BuiltIn, id: &str, filters: &Filters) -> bool {
     filters.iter().all(|(key, values)| {
         filter::values_match(key, values, |value| match key.as_str() {
-            "name" => text("Name").contains(value.as_str()),
-            "id" => text("Id").starts_with(value.as_str()),
-            "driver" => text("Driver") == value,
-            "scope" => text("Scope") == value,
-            "type" => built_in == (value == "builtin"),
-            "label" => filter::label_matches(&document["Labels"], value),
-            "dangling" => is_dangling(text("Id"), view) == (value == "true" || value == "1"),
+            "name" => network.name.contains(value.as_str()),
+            "id" => id.starts_with(value.as_str()),
+            "driver" => network.driver == value,
+            "scope" => value == "local",
+            "type" => value == "builtin",
+            "label" => false,
+            "dangling" => !query::is_true(value),
             _ => true,
         })
     })
-}
-
-/// A network of the cluster that no task is attached to.
-fn is_dangling(id: &str, view: Option<&View>) -> bool {
-    let Some(view) = view else {
-        return false;
-    };
-    let Some(network) = view.networks().find(|network| network.id.as_str() == id) else {
-        return false;
-    };
-    !network.spec.ingress && live_tasks(view, network).next().is_none()
 }
 
 /// The tasks that are on a network now.

@@ -167,6 +167,8 @@ fn is_up_to_date(view: &View, task: &Task) -> bool {
     service.is_some_and(|service| !is_outdated(view, service, task))
 }
 
-fn is_true(word: &str) -> bool {
-    ["true", "1", "t", "True", "TRUE"].contains(&word)
+/// Whether the value of a filter means yes, as Go's `ParseBool` reads it.
+#[must_use]
+pub fn is_true(word: &str) -> bool {
+    ["true", "1", "t", "T", "True", "TRUE"].contains(&word)
 }
