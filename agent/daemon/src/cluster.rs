@@ -9,11 +9,11 @@ mod joining;
 pub mod membership;
 mod node;
 mod renewal;
+mod request;
 
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -24,16 +24,10 @@ use skep_core::{
     },
     id::Id,
     store::View,
-    wire::skep::{ControlRequest, control_response},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{
-    management::port::ClusterPort,
-    manager::Manager,
-    raft::{ProposeError, Published},
-    rpc::{dial::Dialer, managers::read_error, services::skep::control_client::ControlClient},
-};
+use crate::{management::port::ClusterPort, manager::Manager, raft::Published, rpc::dial::Dialer};
 
 /// How a new swarm is made: the body of `POST /swarm/init`, without what Skep refuses.
 #[derive(Debug, Clone, Default)]
@@ -119,11 +113,6 @@ pub struct ClusterHandle {
     commands: mpsc::Sender<Command>,
 }
 
-/// How long a request waits for the end of an election.
-const LEADER_PATIENCE: Duration = Duration::from_secs(5);
-/// Pause between two looks for a leader.
-const LEADER_POLL: Duration = Duration::from_millis(50);
-
 /// What [`membership`] shows to handles.
 struct Shared {
     published: Arc<Published>,
@@ -161,56 +150,7 @@ impl ClusterHandle {
     /// # Errors
     /// What the request was refused for, or `Unavailable` on a worker or without a leader.
     pub async fn request(&self, request: ClusterRequest) -> Result<ClusterResponse, ApiError> {
-        let manager = self.shared.manager().clone();
-        let Some((manager, dialer)) = manager else {
-            return Err(not_a_manager(&self.shared.status.borrow()));
-        };
-        let begun = tokio::time::Instant::now();
-        loop {
-            match manager.request(&request).await {
-                Ok(answer) => return answer,
-                Err(ProposeError::NotLeader(Some(leader))) => {
-                    let leader = &leader.addr;
-                    return self.forward(&manager, &dialer, leader, &request).await;
-                }
-                // An election is on, and nothing of the request is in the log.
-                Err(ProposeError::NotLeader(None)) if begun.elapsed() < LEADER_PATIENCE => {
-                    tokio::time::sleep(LEADER_POLL).await;
-                }
-                Err(ProposeError::NotLeader(None)) => return Err(no_leader()),
-                Err(error @ (ProposeError::Busy | ProposeError::Stopped(_))) => {
-                    return Err(ApiError::Unavailable(error.to_string()));
-                }
-            }
-        }
-    }
-
-    /// Has the leader carry out a request, and waits until this manager has what came of it.
-    async fn forward(
-        &self,
-        manager: &Manager,
-        dialer: &Dialer,
-        leader: &str,
-        request: &ClusterRequest,
-    ) -> Result<ClusterResponse, ApiError> {
-        let unavailable = |why: String| ApiError::Unavailable(why);
-        let document =
-            serde_json::to_vec(request).map_err(|error| unavailable(error.to_string()))?;
-        let channel = dialer.dial(leader).await;
-        let channel = channel.map_err(|error| unavailable(error.to_string()))?;
-        let answer = ControlClient::new(channel)
-            .request(ControlRequest { document })
-            .await
-            .map_err(|status| unavailable(format!("the leader answers: {}", status.message())))?
-            .into_inner();
-        let response = match answer.result {
-            Some(control_response::Result::Document(document)) => serde_json::from_slice(&document)
-                .map_err(|error| unavailable(format!("the leader's answer: {error}")))?,
-            Some(control_response::Result::Error(error)) => return Err(read_error(error)),
-            None => return Err(no_leader()),
-        };
-        manager.raft().caught_up(answer.version).await;
-        Ok(response)
+        request::carry_out(&self.shared, &request).await
     }
 
     /// The cluster's objects; `None` unless this node is a manager.
@@ -312,14 +252,6 @@ impl ClusterPort for ClusterHandle {
     async fn leave(&self, force: bool) -> Result<(), ApiError> {
         self.swarm_leave(force).await
     }
-}
-
-fn no_leader() -> ApiError {
-    ApiError::Unavailable(
-        "The swarm does not have a leader. It's possible that too few managers are online. Make sure \
-         more than half of the managers are online."
-            .to_owned(),
-    )
 }
 
 /// Docker's words, which clients know, for a cluster request on a worker or outside a swarm; on a manager that

@@ -361,6 +361,88 @@ fn three_managers_lose_their_leader_and_go_on() {
     });
 }
 
+/// The document of the node called so.
+fn node(swarm: &Swarm, manager: &Daemon, name: &str) -> Option<Value> {
+    let nodes = swarm.ask(manager, "GET", "/v1.41/nodes", "")?;
+    let mut nodes = nodes.as_array()?.iter().cloned();
+    nodes.find(|node| node["Description"]["Hostname"] == name)
+}
+
+/// Gives a node another role, and tells what the manager answers when it refuses.
+fn set_role(swarm: &Swarm, manager: &Daemon, name: &str, role: &str) -> Option<Value> {
+    let found = node(swarm, manager, name).unwrap();
+    let mut spec = found["Spec"].clone();
+    spec["Role"] = role.into();
+    let (id, version) = (&found["ID"], &found["Version"]["Index"]);
+    let path = format!(
+        "/v1.41/nodes/{}/update?version={version}",
+        id.as_str().unwrap()
+    );
+    swarm.ask(manager, "POST", &path, &spec.to_string())
+}
+
+fn reachability(swarm: &Swarm, manager: &Daemon, name: &str) -> String {
+    let found = node(swarm, manager, name).unwrap_or_default();
+    let shown = found["ManagerStatus"]["Reachability"].as_str();
+    shown.unwrap_or_default().to_owned()
+}
+
+#[test]
+fn managers_are_promoted_demoted_and_leave_without_a_loss_of_quorum() {
+    let swarm = Swarm::generate(48);
+    let first = swarm.start(1, "first-manager");
+    let second = swarm.start(2, "worker");
+    let third = swarm.start(3, "worker");
+    swarm.wait_ready(&first, &["node1", "node2", "node3"]);
+    let last = set_role(&swarm, &first, "node1", "worker").unwrap_or_default();
+    assert!(last.to_string().contains("the last manager"), "{last}");
+
+    for name in ["node2", "node3"] {
+        assert_eq!(set_role(&swarm, &first, name, "manager"), None);
+        eventually("the promoted one is a manager", &first, || {
+            reachability(&swarm, &first, name) == "reachable"
+        });
+    }
+    // Each of them manages now, and the leader can become a worker.
+    eventually("the promoted one answers", &third, || {
+        node(&swarm, &third, "node1").is_some()
+    });
+    assert_eq!(set_role(&swarm, &third, "node1", "worker"), None);
+    eventually("the old leader is a worker", &second, || {
+        let found = node(&swarm, &second, "node1").unwrap_or_default();
+        found["ManagerStatus"].is_null() && found["Status"]["State"] == "ready"
+    });
+    eventually("a worker does not manage", &first, || {
+        let refused = swarm
+            .ask(&first, "GET", "/v1.41/nodes", "")
+            .unwrap_or_default();
+        refused.to_string().contains("not a swarm manager")
+    });
+
+    // With one of two managers gone there is no majority, and no demotion is accepted; the other one comes back.
+    drop(third);
+    let refused = set_role(&swarm, &second, "node3", "worker").unwrap_or_default();
+    assert!(
+        refused.to_string().contains("does not have a leader"),
+        "{refused}"
+    );
+    let third = swarm.start(3, "worker");
+    eventually("both manage again", &second, || {
+        reachability(&swarm, &second, "node3") == "reachable"
+    });
+
+    // A manager that leaves is no loss to the one that stays.
+    let left = swarm.ask(&third, "POST", "/v1.41/swarm/leave?force=1", "");
+    assert_eq!(left, None, "{left:?}");
+    let network = r#"{"Name":"alone","Driver":"overlay"}"#;
+    let made = swarm.ask(&second, "POST", "/v1.41/networks/create", network);
+    assert!(made.unwrap()["Id"].is_string());
+    eventually("it is down and no manager", &second, || {
+        let found = node(&swarm, &second, "node3").unwrap_or_default();
+        found["ManagerStatus"].is_null() && found["Status"]["State"] == "down"
+    });
+}
+
 #[test]
 fn an_operator_makes_a_swarm_leaves_it_and_joins_another() {
     let swarm = Swarm::generate(45);

@@ -32,6 +32,17 @@ pub struct Node {
     pub networks: Vec<NodeNetwork>,
 }
 
+impl Node {
+    /// The role that it has, or shall take next: a manager stays one until it is out of the raft group.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        match self.manager_status {
+            Some(_) => Role::Manager,
+            None => self.spec.role,
+        }
+    }
+}
+
 /// The address that a node itself has on a network (source of mesh traffic from that node).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]

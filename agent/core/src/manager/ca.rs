@@ -28,6 +28,9 @@ pub enum JoinError {
     /// The node is unknown or was removed; `PermissionDenied`.
     #[error(transparent)]
     Node(#[from] Refused),
+    /// There are as many managers as there can be; `FailedPrecondition`.
+    #[error("{0}")]
+    TooMany(String),
     /// No cluster yet; `Aborted`.
     #[error("the cluster is not ready: try again")]
     NotReady,
@@ -72,6 +75,10 @@ pub fn join(
     if let Some(node) = before.filter(|node| node.certificate.role == role) {
         return Ok((node.id.clone(), None));
     }
+    if role == Role::Manager {
+        super::role::check_promotion(view)
+            .map_err(|error| JoinError::TooMany(error.to_string()))?;
+    }
     let id = Id::draw(&mut ctx.rng);
     let node = Node {
         id: id.clone(),
@@ -114,7 +121,7 @@ pub fn renew(view: &View, node: &Id<Node>, csr: &str, ctx: &Ctx) -> Result<Propo
         .ok_or_else(|| Refused::UnknownNode(node.clone()))?;
     let mut next = Node::clone(known);
     next.certificate = Certificate {
-        role: next.spec.role,
+        role: next.role(),
         csr: csr.to_owned(),
         state: IssuanceState::Renew,
         ..Certificate::default()

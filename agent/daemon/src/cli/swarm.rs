@@ -31,14 +31,14 @@ pub(super) enum Verb {
 
 /// Whether a node takes tasks.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Availability {
+pub(super) enum Availability {
     Active,
     Pause,
     Drain,
 }
 
 impl Availability {
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Availability::Active => "active",
             Availability::Pause => "pause",
@@ -104,13 +104,13 @@ pub(super) struct JoinToken {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Role {
+pub(super) enum Role {
     Worker,
     Manager,
 }
 
 impl Role {
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Role::Worker => "worker",
             Role::Manager => "manager",

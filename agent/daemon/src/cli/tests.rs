@@ -83,6 +83,7 @@ async fn the_verbs_work_over_dbus() {
 
 async fn verbs(node: &dyn Transport) {
     of_the_swarm(node).await;
+    of_nodes(node).await;
     of_networks(node).await;
     of_services(node).await;
     of_containers(node).await;
@@ -138,6 +139,30 @@ async fn of_the_swarm(node: &dyn Transport) {
         &["192.168.77.21", "192.168.77.11"],
     )
     .await;
+}
+
+async fn of_nodes(node: &dyn Transport) {
+    let drain = "node update --availability drain --label-add disk=ssd --label-add old swarm-worker1";
+    assert_eq!(ok(node, drain).await, "swarm-worker1\n");
+    shows(node, "node ls --filter node.label=disk=ssd", &["Drain"]).await;
+    ok(
+        node,
+        "node update --availability active --label-rm old swarm-worker1",
+    )
+    .await;
+    let inspected = shows(node, "node inspect swarm-worker1", &["active", "ssd"]).await;
+    assert!(!inspected.contains("\"old\""), "{inspected}");
+    for (verb, said) in [
+        (
+            "promote",
+            "Node swarm-worker1 promoted to a manager in the swarm.\n",
+        ),
+        ("promote", "Node swarm-worker1 is already a manager.\n"),
+        ("demote", "Manager swarm-worker1 demoted in the swarm.\n"),
+        ("demote", "Node swarm-worker1 is already a worker.\n"),
+    ] {
+        assert_eq!(ok(node, &format!("node {verb} swarm-worker1")).await, said);
+    }
 }
 
 async fn of_networks(node: &dyn Transport) {
@@ -243,6 +268,9 @@ async fn refusals(node: &dyn Transport) {
         ("network create -d bridge local", "bridge"),
         ("network rm host", "cannot be removed"),
         ("node inspect nobody", "node nobody not found"),
+        ("node demote swarm-manager", "the last manager of the swarm"),
+        ("node rm swarm-worker2", "is not down"),
+        ("node rm swarm-manager", "must be demoted"),
         ("node ls --filter colour=red", "invalid filter 'colour'"),
         ("debug nobody tools -- ls", "node nobody not found"),
         ("logs nothing", "container nothing not found"),

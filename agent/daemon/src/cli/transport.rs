@@ -55,6 +55,11 @@ pub(super) const SWARM_UPDATE: Operation = operation("Swarm", "Update", "POST", 
 pub(super) const NODE_LIST: Operation = operation("Nodes", "List", "GET", "/nodes");
 /// `node inspect`.
 pub(super) const NODE_INSPECT: Operation = operation("Nodes", "Inspect", "GET", "/nodes/{}");
+/// `node update`, `promote` and `demote`.
+pub(super) const NODE_UPDATE: Operation =
+    operation("Nodes", "Update", "POST", "/nodes/{}/update");
+/// `node rm`.
+pub(super) const NODE_REMOVE: Operation = operation("Nodes", "Remove", "DELETE", "/nodes/{}");
 /// `service ls`.
 pub(super) const SERVICE_LIST: Operation = operation("Services", "List", "GET", "/services");
 /// `service inspect`.

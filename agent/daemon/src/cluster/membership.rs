@@ -16,7 +16,7 @@ use skep_core::{
     rng::Rng,
     system::config::{Config, Start},
 };
-use skep_host::{clock, entropy, machine};
+use skep_host::{clock, entropy, machine, storage};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -314,7 +314,13 @@ impl Membership {
                     return self.cannot_manage(&identity, advertise, managers, error.to_string());
                 }
             },
-            false => None,
+            false => {
+                // A manager that was demoted: its log would bring it back as one that it is not.
+                if let Err(error) = storage::remove_folder(&self.parts.state.join("raft")) {
+                    tracing::warn!(error = error.chain(), "the log of a former manager stays");
+                }
+                None
+            }
         };
         self.start(identity, cell, advertise, manager, managers)
             .await;

@@ -46,6 +46,10 @@ struct Term {
     pass: Option<JoinHandle<Done>>,
     /// What the dispatcher and the authority want written is on its way.
     wishes: Option<JoinHandle<Done>>,
+    /// A manager is being taken out of the raft group.
+    removal: Option<JoinHandle<Done>>,
+    /// The raft group as it was looked at last.
+    group: role::Group,
     pass_outdated: bool,
     wishes_outdated: bool,
     wake_at: Option<Timestamp>,
@@ -92,6 +96,7 @@ impl Leader {
             sleep(Duration::from_millis(100)).await;
             return stop.is_cancelled();
         };
+        self.raft.begin_to_reach();
         let mut states = self.raft.published().subscribe();
         let dispatcher = Dispatcher::new(&view, self.rng.fork("dispatcher"), clock::now());
         let mut state = Term::new(dispatcher);
@@ -110,7 +115,9 @@ impl Leader {
                     None => break true,
                 },
                 done = finished(&mut state.pass) => state.pass_done(&done),
-                done = finished(&mut state.wishes) => state.wishes_done(&done),
+                done = finished(&mut state.wishes) => state.rest_after(&done),
+                done = finished(&mut state.removal) => state.rest_after(&done),
+                () = self.raft.group_changed(&state.group) => {}
                 () = sleep_until(deadline) => state.tick(&self.raft.view().unwrap_or_default()),
             }
         };
@@ -148,6 +155,8 @@ impl Term {
             sessions: BTreeMap::new(),
             pass: None,
             wishes: None,
+            removal: None,
+            group: role::Group::default(),
             pass_outdated: true,
             wishes_outdated: true,
             wake_at: None,
@@ -164,6 +173,11 @@ impl Term {
     fn work(&mut self, raft: &RaftHandle, rng: &mut Rng) {
         let now = clock::now();
         let wall = clock::timestamp();
+        let group = raft.group();
+        if group != self.group {
+            self.group = group;
+            self.look_again();
+        }
         if now < self.pause {
             return;
         }
@@ -180,21 +194,19 @@ impl Term {
             let ctx = Ctx::new(wall, Rng::seeded(rng.next_u64()));
             let mut proposals = self.dispatcher.wishes(&view, wall);
             proposals.extend(sign_requests(&view, &ctx));
-            let leader = raft.leader().and_then(|leader| leader.node_id.parse().ok());
-            let marks = leader.map(|leader| role::mark_leader(&view, &leader, wall));
-            proposals.extend(marks.into_iter().flatten());
+            proposals.extend(role::marks(&view, &self.group, wall));
             if !proposals.is_empty() {
                 self.wishes = Some(tokio::spawn(propose(raft.clone(), proposals, None)));
+            }
+            if self.removal.is_none() {
+                let surplus = role::surplus(&view, &self.group);
+                self.removal = surplus.map(|id| tokio::spawn(remove(raft.clone(), id)));
             }
         }
     }
 
     fn pass_done(&mut self, done: &Done) {
         self.wake_at = done.wake_at;
-        self.rest_after(done);
-    }
-
-    fn wishes_done(&mut self, done: &Done) {
         self.rest_after(done);
     }
 
@@ -304,7 +316,7 @@ impl Term {
         for session in self.sessions.values() {
             session.over.cancel();
         }
-        for task in [self.pass, self.wishes].into_iter().flatten() {
+        for task in [self.pass, self.wishes, self.removal].into_iter().flatten() {
             task.abort();
         }
     }
@@ -351,6 +363,21 @@ async fn propose(raft: RaftHandle, proposals: Vec<Proposal>, wake_at: Option<Tim
         }
     };
     Done { wake_at, fruitless }
+}
+
+/// Takes a member out of the raft group.
+async fn remove(raft: RaftHandle, id: u64) -> Done {
+    let removed = raft.remove_member(id).await;
+    match &removed {
+        Ok(()) => tracing::info!(raft.id = id, "a manager was taken out of the raft group"),
+        Err(error) => {
+            tracing::warn!(raft.id = id, %error, "a manager could not be taken out of the raft group: {error}");
+        }
+    }
+    Done {
+        wake_at: None,
+        fruitless: removed.is_err(),
+    }
 }
 
 /// Signs the requests that wait for it.

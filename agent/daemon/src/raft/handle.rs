@@ -6,12 +6,16 @@ use openraft::{
     Config, Raft, ServerState, SnapshotPolicy,
     error::{ClientWriteError, InitializeError, RaftError},
 };
-use skep_core::store::{Applied, ApplyError, Entry, Proposal, View};
-use tokio::sync::{mpsc, oneshot};
+use skep_core::{
+    api::Reachability,
+    manager::role,
+    store::{Applied, ApplyError, Entry, Proposal, View},
+};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     log::Disk,
-    network::Network,
+    network::{Network, Reach},
     state::{Published, StateMachine},
     types::{Member, RaftTypes},
 };
@@ -62,6 +66,7 @@ pub struct RaftHandle {
     raft: Raft<RaftTypes>,
     queue: mpsc::Sender<Waiting>,
     published: Arc<Published>,
+    reach: Arc<Reach>,
     id: u64,
 }
 
@@ -82,7 +87,11 @@ impl RaftHandle {
         let machine = StateMachine::open(disk.clone(), Arc::clone(&published))
             .map_err(|error| fail(&error))?;
         let config = Arc::new(config().validate().map_err(|error| fail(&error))?);
-        let network = Network { dialer };
+        let reach = Arc::new(watch::Sender::new(BTreeMap::new()));
+        let network = Network {
+            dialer,
+            reach: Arc::clone(&reach),
+        };
         let raft = Raft::new(id, config, network, disk, machine)
             .await
             .map_err(|error| fail(&error))?;
@@ -92,6 +101,7 @@ impl RaftHandle {
             raft,
             queue,
             published,
+            reach,
             id,
         })
     }
@@ -188,6 +198,67 @@ impl RaftHandle {
             .cloned()
     }
 
+    /// The raft group, as this manager sees it now.
+    #[must_use]
+    pub fn group(&self) -> role::Group {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let reach = self.reach.borrow();
+        let membership = metrics.membership_config.membership();
+        let node_of = |id: u64| membership.get_node(&id)?.node_id.parse().ok();
+        let members = membership.nodes().filter_map(|(id, member)| {
+            let reachability = match reach.get(id) {
+                None => Reachability::Unknown,
+                Some(true) => Reachability::Reachable,
+                Some(false) => Reachability::Unreachable,
+            };
+            let shown = role::Member {
+                raft_id: *id,
+                addr: member.addr.clone(),
+                reachability,
+            };
+            Some((member.node_id.parse().ok()?, shown))
+        });
+        role::Group {
+            leader: metrics.current_leader.and_then(node_of),
+            members: members.collect(),
+        }
+    }
+
+    /// Waits until the raft group may not be `known` any more.
+    pub async fn group_changed(&self, known: &role::Group) {
+        let mut metrics = self.raft.metrics();
+        let mut reach = self.reach.subscribe();
+        while self.group() == *known {
+            let stopped = tokio::select! {
+                changed = metrics.changed() => changed.is_err(),
+                changed = reach.changed() => changed.is_err(),
+            };
+            if stopped {
+                return;
+            }
+        }
+    }
+
+    /// Forgets who was reached: a new leader finds out for itself.
+    pub fn begin_to_reach(&self) {
+        self.reach.send_replace(BTreeMap::new());
+    }
+
+    /// Waits until another manager than `known` leads, or none.
+    pub async fn leader_changed(&self, known: &Member) {
+        let mut metrics = self.raft.metrics();
+        let differs = |metrics: &openraft::RaftMetrics<u64, Member>| {
+            let membership = metrics.membership_config.membership();
+            let leader = metrics
+                .current_leader
+                .and_then(|id| membership.get_node(&id));
+            leader != Some(known)
+        };
+        // An error means that raft has stopped, which is a change too.
+        let _ = metrics.wait_for(differs).await;
+    }
+
     /// Waits until the state here is at least at `version`, or a leader's patience is over.
     pub async fn caught_up(&self, version: u64) {
         let mut states = self.published.subscribe();
@@ -232,22 +303,35 @@ impl RaftHandle {
     /// # Errors
     /// When this manager does not lead or the newcomer cannot be reached.
     pub async fn add_member(&self, id: u64, member: Member) -> Result<(), ProposeError> {
-        let fail = |error: RaftError<u64, ClientWriteError<u64, Member>>| match error
-            .forward_to_leader()
-        {
-            Some(forward) => ProposeError::NotLeader(forward.leader_node.clone()),
-            None => ProposeError::Stopped(error.to_string()),
-        };
         self.raft
             .add_learner(id, member, true)
             .await
-            .map_err(fail)?;
+            .map_err(|error| refusal(&error))?;
         let voters = openraft::ChangeMembers::AddVoterIds([id].into());
         self.raft
             .change_membership(voters, true)
             .await
-            .map_err(fail)?;
+            .map_err(|error| refusal(&error))?;
         Ok(())
+    }
+
+    /// Takes a manager out of the group. The others must be a majority that is there, or this waits.
+    ///
+    /// # Errors
+    /// When this manager does not lead.
+    pub async fn remove_member(&self, id: u64) -> Result<(), ProposeError> {
+        let voter = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            let mut voters = metrics.membership_config.membership().voter_ids();
+            voters.any(|voter| voter == id)
+        };
+        let change = match voter {
+            true => openraft::ChangeMembers::RemoveVoters([id].into()),
+            false => openraft::ChangeMembers::RemoveNodes([id].into()),
+        };
+        let changed = self.raft.change_membership(change, false).await;
+        changed.map(drop).map_err(|error| refusal(&error))
     }
 
     /// openraft's own handle, for the messages of other managers.

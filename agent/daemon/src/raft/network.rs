@@ -1,6 +1,6 @@
 //! Raft between managers: openraft's messages as JSON over `skep.v1.Raft`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use openraft::{
     error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable},
@@ -12,6 +12,7 @@ use openraft::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use skep_core::wire::skep::RaftMessage;
+use tokio::sync::watch;
 use tonic::{Code, transport::Channel};
 
 use super::types::{Member, RaftTypes};
@@ -20,17 +21,26 @@ use crate::rpc::{MAX_CLIENT_MESSAGE, dial::Dialer, services::skep::raft_client::
 /// Pause before a manager that was not reached is tried again.
 const UNREACHABLE: Duration = Duration::from_millis(200);
 
+/// So many messages in a row that a manager did not answer make it unreachable: about a second of heartbeats.
+const MISSES: u32 = 5;
+
+/// Whether the other managers answer the leader's messages, by their ids in the group; those that were tried.
+pub(super) type Reach = watch::Sender<BTreeMap<u64, bool>>;
+
 type Answer<T, E = RaftError<u64>> = Result<T, RPCError<u64, Member, E>>;
 
 /// Makes connections to the other managers.
 pub(super) struct Network {
     pub(super) dialer: Dialer,
+    pub(super) reach: Arc<Reach>,
 }
 
 /// One other manager.
 pub(super) struct Link {
     target: u64,
     client: RaftClient<Channel>,
+    reach: Arc<Reach>,
+    misses: u32,
 }
 
 enum Method {
@@ -45,7 +55,12 @@ impl RaftNetworkFactory<RaftTypes> for Network {
     async fn new_client(&mut self, target: u64, node: &Member) -> Link {
         let client = RaftClient::new(self.dialer.lazy(&node.addr))
             .max_decoding_message_size(MAX_CLIENT_MESSAGE);
-        Link { target, client }
+        Link {
+            target,
+            client,
+            reach: Arc::clone(&self.reach),
+            misses: 0,
+        }
     }
 }
 
@@ -78,13 +93,31 @@ impl Link {
     }
 }
 
+impl Link {
+    /// Remembers whether a message of the leader was answered.
+    fn noted<A>(&mut self, answer: Answer<A>) -> Answer<A> {
+        let answered = matches!(answer, Ok(_) | Err(RPCError::RemoteError(_)));
+        self.misses = match answered {
+            true => 0,
+            false => self.misses.saturating_add(1),
+        };
+        if answered || self.misses >= MISSES {
+            let target = self.target;
+            self.reach
+                .send_if_modified(|reach| reach.insert(target, answered) != Some(answered));
+        }
+        answer
+    }
+}
+
 impl RaftNetwork<RaftTypes> for Link {
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<RaftTypes>,
         option: RPCOption,
     ) -> Answer<AppendEntriesResponse<u64>> {
-        self.call(Method::Append, &request, option.hard_ttl()).await
+        let answer = self.call(Method::Append, &request, option.hard_ttl()).await;
+        self.noted(answer)
     }
 
     async fn install_snapshot(

@@ -217,6 +217,7 @@ fn join_status(error: JoinError) -> Status {
     let code = match &error {
         JoinError::Token | JoinError::Request(_) => Code::InvalidArgument,
         JoinError::Node(_) => Code::PermissionDenied,
+        JoinError::TooMany(_) => Code::FailedPrecondition,
         JoinError::NotReady => Code::Aborted,
     };
     Status::new(code, error.to_string())

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use openraft::error::{Fatal, RaftError};
 use serde::{Serialize, de::DeserializeOwned};
 use skep_core::{
-    api::{ApiError, ClusterRequest, ManagerStatus, Node, Reachability},
-    store::{Change, Proposal},
+    api::{ApiError, ClusterRequest},
+    manager::role,
     wire::skep::{self, RaftMessage, control_response},
 };
 use tonic::{Request, Response, Status};
@@ -74,6 +74,8 @@ impl Control for ManagersService {
         &self,
         request: Request<skep::ControlRequest>,
     ) -> Result<Response<skep::ControlResponse>, Status> {
+        let peer = Peer::node(&request)?;
+        role::may_take_part(&self.0.view(), &peer.node_id).map_err(forbidden)?;
         let request: ClusterRequest = serde_json::from_slice(&request.get_ref().document)
             .map_err(|error| Status::invalid_argument(format!("document: {error}")))?;
         let answer = self.0.request(&request).await.map_err(propose_status)?;
@@ -103,26 +105,19 @@ impl Control for ManagersService {
         }
         let member = Member {
             node_id: peer.node_id.to_string(),
-            addr: message.addr.clone(),
+            addr: message.addr,
         };
         let raft = self.0.raft();
-        raft.add_member(id, member).await.map_err(propose_status)?;
         let view = raft.linearizable().await.map_err(propose_status)?;
-        if let Some(node) = view.node(&peer.node_id) {
-            let mut node = Node::clone(node);
-            node.manager_status = Some(ManagerStatus {
-                raft_id: id,
-                leader: false,
-                reachability: Reachability::Reachable,
-                addr: message.addr,
-            });
-            let proposal = Proposal::of([Change::put_node(node)]);
-            let written = raft.propose(proposal).await.map_err(propose_status)?;
-            written.map_err(|error| Status::aborted(error.to_string()))?;
-        }
+        role::may_take_part(&view, &peer.node_id).map_err(forbidden)?;
+        raft.add_member(id, member).await.map_err(propose_status)?;
         tracing::info!(node.id = %peer.node_id, "a manager takes part in consensus");
         Ok(Response::new(skep::JoinRaftResponse {}))
     }
+}
+
+fn forbidden(error: ApiError) -> Status {
+    Status::permission_denied(error.to_string())
 }
 
 /// An error of the API as its name and parts.

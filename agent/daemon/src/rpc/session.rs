@@ -330,7 +330,7 @@ impl Sessions {
         }
     }
 
-    /// The list of managers replaces the known one; the node object says what the node shall be.
+    /// The list of managers replaces the known one; the node object says what the node shall be now.
     async fn take_message(&mut self, message: pb::SessionMessage) {
         let managers: Vec<(String, String)> = message
             .managers
@@ -345,9 +345,9 @@ impl Sessions {
         let Some(node) = message.node else {
             return;
         };
-        let wanted = match node.spec.map(|spec| spec.desired_role()) {
-            Some(pb::NodeRole::Manager) => Role::Manager,
-            Some(pb::NodeRole::Worker) | None => Role::Worker,
+        let wanted = match node.role() {
+            pb::NodeRole::Manager => Role::Manager,
+            pb::NodeRole::Worker => Role::Worker,
         };
         let state = node.certificate.and_then(|certificate| certificate.status);
         let rotate = pb::issuance_status::State::Rotate;

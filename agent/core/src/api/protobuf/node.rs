@@ -52,7 +52,7 @@ pub fn node(node: &Node, cluster: &Cluster, lookup: Lookup<'_>) -> pb::Node {
                 .map_or_else(String::new, |addr| addr.to_string()),
         }),
         certificate: Some(certificate(node)),
-        role: role(node.certificate.role).into(),
+        role: role(node.role()).into(),
         attachments: node.networks.iter().filter_map(address).collect(),
         vxlanudp_port: cluster.data_path_port.into(),
         ..pb::Node::default()

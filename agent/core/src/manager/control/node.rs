@@ -3,7 +3,7 @@
 use super::{done, names, unsupported};
 use crate::{
     api::{ApiError, Cluster, ClusterResponse, Membership, Node, NodeSpec, NodeState, Role},
-    manager::{Ctx, query},
+    manager::{Ctx, query, role},
     store::{Change, ObjectId, Proposal, View},
 };
 
@@ -24,10 +24,10 @@ pub(super) fn update(
     if !spec.name.is_empty() {
         names::check_name("Name", &spec.name)?;
     }
-    if spec.role != node.spec.role {
-        return Err(unsupported(
-            "Role: changing the role of a node (node promote, node demote)",
-        ));
+    match (node.spec.role, spec.role) {
+        (Role::Worker, Role::Manager) => role::check_promotion(view)?,
+        (Role::Manager, Role::Worker) => role::check_demotion(view, &node.id)?,
+        (Role::Manager, Role::Manager) | (Role::Worker, Role::Worker) => {}
     }
     if spec.membership != Membership::Accepted {
         return Err(unsupported("Membership pending"));

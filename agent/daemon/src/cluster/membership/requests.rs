@@ -3,14 +3,15 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use skep_core::{
-    api::{ApiError, Node},
+    api::{ApiError, ClusterRequest, Node, NodeSpec, Role},
     id::Id,
     manager::{Ctx, found},
     node::Input,
+    store::View,
     wire::token::JoinToken,
 };
 use skep_host::{clock, machine, storage};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Entering, Membership};
@@ -20,14 +21,18 @@ use crate::{
         joining::{Joining, attempts},
         node::{Parting, is_manager},
         renewal::Renewal,
+        request,
     },
     identity::{NodeIdentity, tls::CertificateCell},
     manager::Manager,
     ports,
+    rpc::session::Event,
 };
 
 /// Docker's `swarm join` waits so long for the first session.
 const JOIN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a manager that leaves waits until the others have taken it out of the raft group; an election may come between.
+const STEP_DOWN_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a command that was carried out waits for the first session.
 const ENTER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -231,6 +236,46 @@ impl Membership {
         let _ = waiting.send(Err(ApiError::Unavailable(why)));
     }
 
+    /// A manager that leaves gives up its place among the managers first: one that only vanished would be missing in
+    /// every majority from then on. The last manager has nobody to give it up to.
+    async fn step_down(&mut self) -> Result<(), ApiError> {
+        let Some(running) = self.running.as_mut() else {
+            return Ok(());
+        };
+        let view = running.manager.as_ref().map(Manager::view);
+        let others = view
+            .iter()
+            .flat_map(View::nodes)
+            .any(|node| node.id != running.identity.node_id && node.manager_status.is_some());
+        let own = view
+            .as_ref()
+            .and_then(|view| view.node(&running.identity.node_id));
+        let Some(own) = own.filter(|_| others) else {
+            return Ok(());
+        };
+        let demote = ClusterRequest::NodeUpdate {
+            node: own.id.to_string(),
+            version: own.meta.version,
+            spec: NodeSpec {
+                role: Role::Worker,
+                ..own.spec.clone()
+            },
+        };
+        request::carry_out(&self.shared, &demote).await?;
+        // Out of the group: the managers want it to get a worker's certificate.
+        let events = &mut running.events;
+        let out = async {
+            loop {
+                match events.recv().await {
+                    Some(Event::Renew | Event::Removed(_)) | None => return,
+                    Some(Event::Begun | Event::Lost(_) | Event::Managers(_)) => {}
+                }
+            }
+        };
+        let slow = |_| ApiError::Unavailable("the managers took too long to let it go".to_owned());
+        timeout(STEP_DOWN_PATIENCE, out).await.map_err(slow)
+    }
+
     pub(super) async fn leave(&mut self, force: bool) -> Result<(), ApiError> {
         let known = self.vault.node().ok().flatten();
         let error = self.shared.status.borrow().state == LocalNodeState::Error;
@@ -248,6 +293,9 @@ impl Membership {
         }
         if let Some(joining) = self.joining.take() {
             joining.attempts.abort();
+        }
+        if let Err(error) = self.step_down().await {
+            tracing::warn!(%error, "this manager leaves by force, the others go on counting it: {error}");
         }
         if let Some(running) = self.running.take() {
             self.link = running.stop(&self.shared, Parting::Leave).await;
