@@ -7,6 +7,7 @@
 //! - [`query`]: lookups and lists for every front door.
 //! - [`dispatcher`]: sessions of nodes, their assignments, what they report.
 //! - [`mesh`]: what each node must know of its networks.
+//! - [`logs`]: whose lines a subscription of logs wants.
 //! - [`ca`]: who may join, and as what.
 
 pub mod allocator;
@@ -15,6 +16,7 @@ pub mod constraint;
 pub mod control;
 pub mod dispatcher;
 pub mod found;
+pub mod logs;
 pub mod mesh;
 pub mod orchestrator;
 mod plan;

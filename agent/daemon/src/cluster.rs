@@ -6,6 +6,7 @@
 pub mod api_certificate;
 mod founding;
 mod joining;
+mod logs;
 pub mod membership;
 mod node;
 mod renewal;
@@ -23,11 +24,17 @@ use skep_core::{
         NodeDescription, Role,
     },
     id::Id,
+    manager::logs::Selection,
     store::View,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{management::port::ClusterPort, manager::Manager, raft::Published, rpc::dial::Dialer};
+use crate::{
+    management::port::{ClusterPort, LogsRequest, TaskLogStream},
+    manager::Manager,
+    raft::Published,
+    rpc::dial::Dialer,
+};
 
 /// How a new swarm is made: the body of `POST /swarm/init`, without what Skep refuses.
 #[derive(Debug, Clone, Default)]
@@ -251,6 +258,14 @@ impl ClusterPort for ClusterHandle {
 
     async fn leave(&self, force: bool) -> Result<(), ApiError> {
         self.swarm_leave(force).await
+    }
+
+    async fn logs(
+        &self,
+        selection: Selection,
+        request: LogsRequest,
+    ) -> Result<TaskLogStream, ApiError> {
+        logs::read(&self.shared, selection, request).await
     }
 }
 

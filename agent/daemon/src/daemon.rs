@@ -29,7 +29,7 @@ use crate::{
     management::{Management, port::LocalPort},
     node::{self, NodeParts},
     ports::{self, Ports},
-    rpc::session,
+    rpc::{log_publisher, session},
     without_containers::{NoContainers, drain},
 };
 
@@ -91,12 +91,14 @@ async fn run(options: Options, inherited: Vec<(String, OwnedFd)>) -> Result<()> 
     let fingerprint = api.fingerprints();
     let (inputs, node_inputs) = mpsc::channel(INPUTS);
     let (link, uplink) = session::link(inputs.clone());
+    let (log_orders, given_orders) = log_publisher::orders();
     let (cluster, membership) = membership(MembershipParts {
         config: Arc::clone(&config),
         state: options.state.clone(),
         ports: Arc::clone(&ports),
         link,
         describe: described(&options, &hostname),
+        log_orders,
         api,
         stop: stop.clone(),
     })
@@ -112,6 +114,7 @@ async fn run(options: Options, inherited: Vec<(String, OwnedFd)>) -> Result<()> 
     };
     let services = Arc::clone(&manager);
     let local = start_node(&options, config, hostname, services, sockets, parts).await?;
+    tokio::spawn(log_publisher::serve(given_orders, Arc::clone(&local)));
     let management = Management::new(Arc::new(cluster), local);
     if operators {
         tokio::spawn(serve_api(Arc::clone(&ports), api_tls, management.clone()));

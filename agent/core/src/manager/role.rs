@@ -106,6 +106,14 @@ pub fn may_take_part(view: &View, node: &Id<Node>) -> Result<(), ApiError> {
     }
 }
 
+/// Whether a manager's certificate that was signed at `issued` is one that its node had before it was demoted. One that
+/// is newer than what this view knows of the node is believed: the view may be that of a manager that was away.
+#[must_use]
+pub fn is_former(view: &View, node: &Id<Node>, issued: Timestamp) -> bool {
+    view.node(node)
+        .is_some_and(|node| node.role() == Role::Worker && issued <= node.meta.updated_at)
+}
+
 /// Whether one more manager may be made.
 ///
 /// # Errors
@@ -271,9 +279,13 @@ mod tests {
         assert!(may_take_part(&store.view(), &second).is_err());
         let mut smaller = group;
         smaller.members.remove(&second);
+        assert!(!is_former(&store.view(), &second, Timestamp(1)));
         let proposals = marks(&store.view(), &smaller, Timestamp(2));
         store.apply(3, &Entry { proposals });
         assert_eq!(store.view().node(&second).unwrap().role(), Worker);
+        // From now on its old certificate makes it no manager. A later one does: this view may be old.
+        assert!(is_former(&store.view(), &second, Timestamp(1)));
+        assert!(!is_former(&store.view(), &second, Timestamp(3)));
     }
 
     #[test]

@@ -1,9 +1,8 @@
-//! `skep ps` and `skep logs`: the node's own containers.
+//! `skep ps`: the node's own containers.
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::Args;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
     filters, items,
@@ -11,15 +10,11 @@ use super::{
     short,
     table::table,
     text,
-    transport::{CONTAINER_LIST, CONTAINER_LOGS, Call, Transport},
-    units,
+    transport::{CONTAINER_LIST, Call, Transport},
 };
 use skep_host::clock;
 
-use crate::management::{port::OutputStream, render::container::duration_in_words};
-
-/// Most bytes of a line that a frame may have.
-const MAX_LINE: usize = 4 * 1024 * 1024;
+use crate::management::render::container::duration_in_words;
 
 #[derive(Debug, Args)]
 pub(super) struct Ps {
@@ -38,24 +33,6 @@ pub(super) struct Ps {
     /// How to show the list
     #[arg(long, default_value = "table")]
     format: Format,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Logs {
-    /// Name or id of a container
-    container: String,
-    /// Go on with new lines
-    #[arg(short, long)]
-    follow: bool,
-    /// Only the last lines
-    #[arg(short = 'n', long, default_value = "all")]
-    tail: String,
-    /// Show when each line was written
-    #[arg(short, long)]
-    timestamps: bool,
-    /// Only lines of this last while, such as 10m
-    #[arg(long, value_parser = units::duration)]
-    since: Option<std::time::Duration>,
 }
 
 pub(super) async fn ps(transport: &dyn Transport, arguments: Ps) -> Result<()> {
@@ -114,53 +91,4 @@ fn row(container: &Value, id: String, whole: bool) -> Vec<String> {
             .trim_start_matches('/')
             .to_owned(),
     ]
-}
-
-pub(super) async fn logs(transport: &dyn Transport, arguments: Logs) -> Result<()> {
-    let since = match arguments.since {
-        Some(while_) => {
-            let now = clock::timestamp().unix_seconds();
-            let length = i64::try_from(while_.as_secs()).unwrap_or(i64::MAX);
-            now.saturating_sub(length).to_string()
-        }
-        None => String::new(),
-    };
-    let call = Call::new(CONTAINER_LOGS).on(&arguments.container).with([
-        ("stdout", "1".to_owned()),
-        ("stderr", "1".to_owned()),
-        ("follow", arguments.follow.to_string()),
-        ("tail", arguments.tail),
-        ("timestamps", arguments.timestamps.to_string()),
-        ("since", since),
-    ]);
-    let mut stream = transport.open(call).await?;
-    copy_frames(&mut stream).await
-}
-
-/// Writes Docker's multiplexed frames to the outputs that they name.
-async fn copy_frames(stream: &mut (impl AsyncRead + Unpin + ?Sized)) -> Result<()> {
-    loop {
-        let mut head = [0_u8; 8];
-        match stream.read_exact(&mut head).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) => return Err(error).context("the log was cut off"),
-        }
-        let [kind, _, _, _, length @ ..] = head;
-        let length = usize::try_from(u32::from_be_bytes(length))?;
-        if length > MAX_LINE {
-            bail!("the node sent a log line of {length} bytes");
-        }
-        let mut line = vec![0; length];
-        stream
-            .read_exact(&mut line)
-            .await
-            .context("the log was cut off")?;
-        let stream = if kind == 2 {
-            OutputStream::Stderr
-        } else {
-            OutputStream::Stdout
-        };
-        output::bytes(stream, &line)?;
-    }
 }

@@ -137,9 +137,14 @@ impl Engine {
             .with_context(|| format!("cannot connect to {place}"))
     }
 
-    async fn send(&self, call: &Call, upgrade: bool) -> Result<Response<Incoming>> {
-        let mut idle = self.idle.lock().await;
-        let mut kept = idle.take();
+    /// Sends a request over the connection that is kept, if there is one. It is given back, for whoever is done with
+    /// the answer.
+    async fn send(
+        &self,
+        call: &Call,
+        upgrade: bool,
+    ) -> Result<(Response<Incoming>, SendRequest<Full<Bytes>>)> {
+        let mut kept = self.idle.lock().await.take();
         let usable = match &mut kept {
             Some(sender) => sender.ready().await.is_ok(),
             None => false,
@@ -157,10 +162,7 @@ impl Engine {
             .await
             .map_err(|_| anyhow!("the node did not answer in {} s", patience.as_secs()))?
             .context("the connection to the node was lost")?;
-        if !upgrade {
-            *idle = Some(sender);
-        }
-        Ok(response)
+        Ok((response, sender))
     }
 }
 
@@ -268,12 +270,16 @@ async fn document(response: Response<Incoming>) -> Result<Value> {
 #[async_trait]
 impl Transport for Engine {
     async fn call(&self, call: Call) -> Result<Value> {
-        document(self.send(&call, false).await?).await
+        let (response, sender) = self.send(&call, false).await?;
+        let answer = document(response).await;
+        *self.idle.lock().await = Some(sender);
+        answer
     }
 
     async fn open(&self, call: Call) -> Result<Box<dyn Connection>> {
         let upgrade = call.operation == super::transport::DEBUG;
-        let response = self.send(&call, upgrade).await?;
+        // The stream has the connection for itself: other calls go on beside it.
+        let (response, _) = self.send(&call, upgrade).await?;
         match response.status() {
             StatusCode::SWITCHING_PROTOCOLS => {
                 let upgraded = hyper::upgrade::on(response).await?;

@@ -6,6 +6,7 @@ mod debug;
 mod engine;
 mod explain;
 mod r#gen;
+mod logs;
 mod network;
 mod node;
 mod output;
@@ -70,7 +71,7 @@ enum Command {
     /// List the node's own containers
     Ps(container::Ps),
     /// Show the log of one of the node's containers
-    Logs(container::Logs),
+    Logs(logs::Logs),
     /// Run a throw-away privileged container on a node
     Debug(debug::Arguments),
     /// Make, off line, what a swarm needs to boot
@@ -138,7 +139,7 @@ async fn carry_out(transport: &dyn Transport, command: Command) -> Result<ExitCo
         Command::Info(arguments) => system::info(transport, arguments).await?,
         Command::Version(arguments) => system::version(transport, arguments).await?,
         Command::Ps(arguments) => container::ps(transport, arguments).await?,
-        Command::Logs(arguments) => container::logs(transport, arguments).await?,
+        Command::Logs(arguments) => logs::of_container(transport, arguments).await?,
         Command::Debug(arguments) => return debug::run(transport, arguments).await,
         // Needs no node and is carried out before one is looked for.
         Command::Gen(_) => {}

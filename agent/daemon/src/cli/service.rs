@@ -6,7 +6,7 @@ use serde_json::Value;
 use skep_core::api::{NetworkAttachmentConfig, Platform, ServiceSpec, service::Replicated};
 
 use super::{
-    all_or_first_error, filters, items,
+    all_or_first_error, filters, items, logs,
     output::{self, Format},
     progress,
     service_flags::{self as flags, Lists, Settings},
@@ -26,6 +26,8 @@ pub(super) enum Verb {
     /// List the services
     #[command(visible_alias = "list")]
     Ls(Ls),
+    /// Show the logs of the tasks of a service, or of one task
+    Logs(logs::ServiceLogs),
     /// List the tasks of services
     Ps(task::Ps),
     /// Show everything about services
@@ -179,6 +181,7 @@ pub(super) async fn run(transport: &dyn Transport, verb: Verb) -> Result<()> {
         Verb::Create(arguments) => create(transport, *arguments).await,
         Verb::Ls(arguments) => list(transport, arguments).await,
         Verb::Ps(arguments) => task::list(transport, arguments).await,
+        Verb::Logs(arguments) => logs::of_service(transport, arguments).await,
         Verb::Inspect { services } => {
             let mut documents = Vec::new();
             for service in services {

@@ -142,7 +142,8 @@ async fn of_the_swarm(node: &dyn Transport) {
 }
 
 async fn of_nodes(node: &dyn Transport) {
-    let drain = "node update --availability drain --label-add disk=ssd --label-add old swarm-worker1";
+    let drain =
+        "node update --availability drain --label-add disk=ssd --label-add old swarm-worker1";
     assert_eq!(ok(node, drain).await, "swarm-worker1\n");
     shows(node, "node ls --filter node.label=disk=ssd", &["Drain"]).await;
     ok(
@@ -232,6 +233,27 @@ async fn of_services(node: &dyn Transport) {
         &["2/2", "*:8000->8000/tcp, *:8080->8000/tcp"],
     )
     .await;
+    let lines = shows(
+        node,
+        "service logs whoami",
+        &["whoami.1.", "@swarm-", "    | I'm slot 2\n"],
+    )
+    .await;
+    assert!(
+        lines.lines().count() >= 4,
+        "the history has said something, too: {lines}"
+    );
+    let one = lines.split('@').next().unwrap();
+    let task = one.rsplit('.').next().unwrap();
+    assert_eq!(
+        ok(node, &format!("service logs --raw {task}"))
+            .await
+            .lines()
+            .count(),
+        1
+    );
+    let (result, _, _) = run(node, "service logs --tail some whoami").await;
+    assert!(result.unwrap_err().contains("want a number of lines"));
     shows(
         node,
         "service ps whoami",
@@ -274,6 +296,7 @@ async fn refusals(node: &dyn Transport) {
         ("node ls --filter colour=red", "invalid filter 'colour'"),
         ("debug nobody tools -- ls", "node nobody not found"),
         ("logs nothing", "container nothing not found"),
+        ("service logs nothing", "task nothing not found"),
     ];
     for (arguments, wanted) in cases {
         let (result, _, _) = run(node, arguments).await;

@@ -56,8 +56,7 @@ pub(super) const NODE_LIST: Operation = operation("Nodes", "List", "GET", "/node
 /// `node inspect`.
 pub(super) const NODE_INSPECT: Operation = operation("Nodes", "Inspect", "GET", "/nodes/{}");
 /// `node update`, `promote` and `demote`.
-pub(super) const NODE_UPDATE: Operation =
-    operation("Nodes", "Update", "POST", "/nodes/{}/update");
+pub(super) const NODE_UPDATE: Operation = operation("Nodes", "Update", "POST", "/nodes/{}/update");
 /// `node rm`.
 pub(super) const NODE_REMOVE: Operation = operation("Nodes", "Remove", "DELETE", "/nodes/{}");
 /// `service ls`.
@@ -74,6 +73,11 @@ pub(super) const SERVICE_UPDATE: Operation =
 /// `service rm`.
 pub(super) const SERVICE_REMOVE: Operation =
     operation("Services", "Remove", "DELETE", "/services/{}");
+/// `service logs`; a stream.
+pub(super) const SERVICE_LOGS: Operation =
+    operation("Services", "Logs", "GET", "/services/{}/logs");
+/// `service logs` of one task; a stream.
+pub(super) const TASK_LOGS: Operation = operation("Tasks", "Logs", "GET", "/tasks/{}/logs");
 /// The tasks.
 pub(super) const TASK_LIST: Operation = operation("Tasks", "List", "GET", "/tasks");
 /// `network ls`.

@@ -43,6 +43,7 @@ use crate::{
     rpc::{
         CLUSTER_PORT,
         join::JoinFailure,
+        log_publisher,
         session::{Event, NodeLink},
     },
 };
@@ -64,6 +65,8 @@ pub struct MembershipParts {
     pub link: NodeLink,
     /// Gives what the node says of itself.
     pub describe: Describe,
+    /// Where what managers say of logs goes.
+    pub log_orders: mpsc::Sender<log_publisher::Order>,
     /// The certificate of 2376, to be kept up to date.
     pub api: ApiCertificate,
     /// Ends it.
@@ -90,6 +93,7 @@ struct Parts {
     state: PathBuf,
     ports: Arc<Ports>,
     describe: Describe,
+    log_orders: mpsc::Sender<log_publisher::Order>,
     api: ApiCertificate,
     stop: CancellationToken,
 }
@@ -134,6 +138,7 @@ pub fn membership(
             state: parts.state,
             ports: parts.ports,
             describe: parts.describe,
+            log_orders: parts.log_orders,
             api: parts.api,
             stop: parts.stop,
         },
@@ -392,9 +397,12 @@ impl Membership {
             self.stop_manager(manager).await;
             return self.set_error("the node's machine is gone".to_owned());
         };
-        let describe = Arc::clone(&self.parts.describe);
+        let told = (
+            Arc::clone(&self.parts.describe),
+            self.parts.log_orders.clone(),
+        );
         let begun = manager.clone();
-        match Running::start(identity, cell, advertise, manager, managers, describe, link) {
+        match Running::start(identity, cell, advertise, manager, managers, told, link) {
             Ok(running) => self.running = Some(running),
             Err((link, error)) => {
                 self.link = Some(link);

@@ -24,7 +24,7 @@ use crate::{
     rpc::{
         self, CLUSTER_PORT,
         dial::{Dialer, MANAGER},
-        server,
+        log_publisher, server,
         services::skep::control_client::ControlClient,
         session::{Event, NodeLink, SessionParts, Sessions},
     },
@@ -64,7 +64,7 @@ impl Running {
         advertise: IpAddr,
         manager: Option<(Manager, CancellationToken)>,
         managers: Vec<(String, String)>,
-        describe: Describe,
+        (describe, log_orders): (Describe, mpsc::Sender<log_publisher::Order>),
         link: NodeLink,
     ) -> Result<Self, (NodeLink, String)> {
         let (sender, events) = mpsc::channel(EVENTS);
@@ -79,6 +79,7 @@ impl Running {
             cell: Arc::clone(&cell),
             advertise: Some(advertise),
             describe,
+            log_orders,
             managers,
             events: sender,
             stop: stop.clone(),

@@ -1,8 +1,8 @@
 //! `io.skep.Services1`.
 
-use zbus::{Connection, interface, message::Header, object_server::SignalEmitter};
+use zbus::{Connection, OwnedFd, interface, message::Header, object_server::SignalEmitter};
 
-use super::{error::Error, only_root};
+use super::{error::Error, only_root, stream};
 use crate::management::{Management, params::Params};
 
 /// The services of the swarm.
@@ -76,6 +76,20 @@ impl Services {
     ) -> Result<String, Error> {
         only_root(connection, &header).await?;
         Ok(self.0.service_remove(&reference).await?.to_string())
+    }
+
+    /// The logs of its tasks, its history included, as a socket with Docker's frames; parameters `stdout`, `stderr`,
+    /// `follow`, `tail`, `since`, `timestamps`, `details`.
+    async fn logs(
+        &self,
+        reference: String,
+        params: String,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedFd, Error> {
+        only_root(connection, &header).await?;
+        let params = Params::from_json(&params)?;
+        stream::frames(self.0.service_log_frames(&reference, &params).await?)
     }
 
     /// One was made, changed or removed: `action` is `create`, `update` or `remove`.

@@ -7,7 +7,7 @@ use tokio::{io::AsyncWriteExt, net::UnixStream};
 use zbus::OwnedFd;
 
 use super::error::Error;
-use crate::management::{containers::FrameStream, debug, port::DebugSession};
+use crate::management::{debug, logs::FrameStream, port::DebugSession};
 
 /// A socket that gives these frames and then ends.
 pub(super) fn frames(mut frames: FrameStream) -> Result<OwnedFd, Error> {

@@ -1,8 +1,8 @@
 //! `io.skep.Tasks1`.
 
-use zbus::{Connection, interface, message::Header};
+use zbus::{Connection, OwnedFd, interface, message::Header};
 
-use super::{error::Error, only_root};
+use super::{error::Error, only_root, stream};
 use crate::management::{Management, params::Params};
 
 /// The tasks of the swarm.
@@ -30,5 +30,18 @@ impl Tasks {
     ) -> Result<String, Error> {
         only_root(connection, &header).await?;
         Ok(self.0.task_inspect(&reference)?.to_string())
+    }
+
+    /// Its log as a socket with Docker's frames; parameters as for a service.
+    async fn logs(
+        &self,
+        reference: String,
+        params: String,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedFd, Error> {
+        only_root(connection, &header).await?;
+        let params = Params::from_json(&params)?;
+        stream::frames(self.0.task_log_frames(&reference, &params).await?)
     }
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{error::Failure, request::ApiVersion};
 use skep_host::clock;
 
-use crate::management::{Management, params::Params};
+use crate::management::{Management, logs::FrameStream, params::Params};
 
 pub(super) fn routes() -> Router<Management> {
     Router::new()
@@ -47,10 +47,15 @@ async fn logs(
     params: Params,
 ) -> Result<Response, Failure> {
     let frames = management.container_log_frames(&id, &params).await?;
+    Ok(log(frames, version))
+}
+
+/// A log as the body of an answer.
+pub(super) fn log(frames: FrameStream, version: ApiVersion) -> Response {
     let kind = if version >= ApiVersion(1, 42) {
         "application/vnd.docker.multiplexed-stream"
     } else {
         "application/vnd.docker.raw-stream"
     };
-    Ok(([(header::CONTENT_TYPE, kind)], Body::from_stream(frames)).into_response())
+    ([(header::CONTENT_TYPE, kind)], Body::from_stream(frames)).into_response()
 }

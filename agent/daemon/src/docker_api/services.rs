@@ -4,6 +4,7 @@ use axum::{
     Json, Router,
     extract::{Path, State},
     http::{HeaderMap, StatusCode},
+    response::Response,
     routing::{get, post},
 };
 use base64::{
@@ -13,13 +14,18 @@ use base64::{
 use serde_json::Value;
 use skep_core::api::ApiError;
 
-use super::{error::Failure, request::Document};
+use super::{
+    containers::log,
+    error::Failure,
+    request::{ApiVersion, Document},
+};
 use crate::management::{Management, params::Params};
 
 pub(super) fn routes() -> Router<Management> {
     Router::new()
         .route("/services", get(list))
         .route("/services/create", post(create))
+        .route("/services/{id}/logs", get(logs))
         .route("/services/{id}", get(inspect).delete(remove))
         .route("/services/{id}/update", post(update))
 }
@@ -66,6 +72,16 @@ async fn remove(
 ) -> Result<StatusCode, Failure> {
     management.service_remove(&id).await?;
     Ok(StatusCode::OK)
+}
+
+async fn logs(
+    State(management): State<Management>,
+    Path(id): Path<String>,
+    version: ApiVersion,
+    params: Params,
+) -> Result<Response, Failure> {
+    let frames = management.service_log_frames(&id, &params).await?;
+    Ok(log(frames, version))
 }
 
 /// Refuses `--with-registry-auth`: credentials are not kept for the nodes yet. Clients also send the

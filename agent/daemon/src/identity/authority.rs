@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 use super::{IdentityError, certificate};
 
 /// Certificates are valid from an hour before they are signed: clocks differ.
-const BACKDATE: Duration = Duration::from_secs(3600);
+pub(super) const BACKDATE: Duration = Duration::from_secs(3600);
 /// Life of a root certificate.
 const ROOT_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// Life of a node certificate when the cluster says nothing else.

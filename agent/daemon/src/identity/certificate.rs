@@ -23,6 +23,8 @@ pub struct PeerIdentity {
     pub role: Role,
     /// The organisation.
     pub cluster_id: Id<Cluster>,
+    /// When it was signed, to the second.
+    pub issued: Timestamp,
 }
 
 impl PeerIdentity {
@@ -55,6 +57,7 @@ impl PeerIdentity {
             cluster_id: text(organization)
                 .parse()
                 .map_err(|_| malformed("its organisation is no cluster id"))?,
+            issued: seconds(certificate.validity().not_before.timestamp()) + authority::BACKDATE,
         })
     }
 }
@@ -145,11 +148,14 @@ pub fn validity(pem: &str) -> Result<(Timestamp, Timestamp), IdentityError> {
     let chain = chain(pem.as_bytes(), what)?;
     let certificate = parse(&chain[0], what)?;
     let validity = certificate.validity();
-    let at = |seconds: i64| Timestamp(i128::from(seconds) * 1_000_000_000);
     Ok((
-        at(validity.not_before.timestamp()),
-        at(validity.not_after.timestamp()),
+        seconds(validity.not_before.timestamp()),
+        seconds(validity.not_after.timestamp()),
     ))
+}
+
+fn seconds(since_1970: i64) -> Timestamp {
+    Timestamp(i128::from(since_1970) * 1_000_000_000)
 }
 
 /// SHA-256 of the first certificate of a PEM text, as `openssl x509 -fingerprint -sha256` prints it.

@@ -1,9 +1,7 @@
 //! This node's own containers and images.
 
-use std::{cmp::Reverse, pin::Pin};
+use std::cmp::Reverse;
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt, future};
 use serde_json::{Value, json};
 use skep_core::{
     api::{ApiError, Filters},
@@ -11,14 +9,11 @@ use skep_core::{
 };
 
 use super::{
-    Management, debug, document, filter,
+    Management, document, filter,
     params::Params,
-    port::{ContainerState, LocalContainer, LogLine, LogStream, LogsRequest, OutputStream},
+    port::{ContainerState, LocalContainer},
     render,
 };
-
-/// A log in Docker's multiplexed form, frame by frame.
-pub type FrameStream = Pin<Box<dyn Stream<Item = Result<Bytes, ApiError>> + Send>>;
 
 /// The filters of `ps`.
 const FILTERS: [&str; 6] = ["ancestor", "exited", "id", "label", "name", "status"];
@@ -54,55 +49,6 @@ impl Management {
     pub async fn container_inspect(&self, reference: &str) -> Result<Value, ApiError> {
         let container = self.find_container(reference).await?;
         Ok(render::container::inspection(&container))
-    }
-
-    /// The log of a container in Docker's frames; parameters `stdout`, `stderr`, `follow`, `tail`, `since`,
-    /// `until`, `timestamps`.
-    ///
-    /// # Errors
-    /// `NotFound`, `Ambiguous`, `Invalid` for a parameter, else those of the node.
-    pub async fn container_log_frames(
-        &self,
-        reference: &str,
-        params: &Params,
-    ) -> Result<FrameStream, ApiError> {
-        let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
-        if !stdout && !stderr {
-            return Err(ApiError::Invalid {
-                field: "stdout, stderr".to_owned(),
-                why: "you must choose at least one stream".to_owned(),
-            });
-        }
-        let timestamps = params.flag("timestamps");
-        let lines = self.container_lines(reference, params).await?;
-        let frames = lines.filter_map(move |line| {
-            future::ready(match line {
-                Ok(line) => {
-                    let wanted = match line.stream {
-                        OutputStream::Stdout => stdout,
-                        OutputStream::Stderr => stderr,
-                    };
-                    wanted.then(|| Ok(frame(&line, timestamps)))
-                }
-                Err(error) => Some(Err(error)),
-            })
-        });
-        Ok(Box::pin(frames))
-    }
-
-    async fn container_lines(
-        &self,
-        reference: &str,
-        params: &Params,
-    ) -> Result<LogStream, ApiError> {
-        let container = self.find_container(reference).await?;
-        let request = LogsRequest {
-            tail: tail(params.text("tail"))?,
-            follow: params.flag("follow"),
-            since: params.moment("since")?,
-            until: params.moment("until")?,
-        };
-        self.local.logs(&container.id, request).await
     }
 
     /// This node's images.
@@ -160,7 +106,7 @@ impl Management {
         }))
     }
 
-    async fn find_container(&self, reference: &str) -> Result<LocalContainer, ApiError> {
+    pub(super) async fn find_container(&self, reference: &str) -> Result<LocalContainer, ApiError> {
         let wanted = reference.trim_start_matches('/');
         let mut found = self.local.containers().await?;
         let exact = found
@@ -183,34 +129,6 @@ impl Management {
                 reference: reference.to_owned(),
             }),
         }
-    }
-}
-
-/// A line in Docker's multiplexed form.
-fn frame(line: &LogLine, timestamps: bool) -> Bytes {
-    let kind = match line.stream {
-        OutputStream::Stdout => 1,
-        OutputStream::Stderr => 2,
-    };
-    let prefix = if timestamps {
-        format!("{} ", line.time)
-    } else {
-        String::new()
-    };
-    let mut out = debug::header(kind, prefix.len() + line.line.len()).to_vec();
-    out.extend_from_slice(prefix.as_bytes());
-    out.extend_from_slice(&line.line);
-    out.into()
-}
-
-/// `tail`: a number of lines; `all` and empty mean all.
-fn tail(text: &str) -> Result<Option<u64>, ApiError> {
-    match text {
-        "" | "all" => Ok(None),
-        number => number.parse().map(Some).map_err(|_| ApiError::Invalid {
-            field: "tail".to_owned(),
-            why: format!("{number:?}: want a number of lines or \"all\""),
-        }),
     }
 }
 

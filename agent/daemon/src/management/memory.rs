@@ -16,7 +16,7 @@ use skep_core::{
         TaskStatus, node::Certificate,
     },
     id::Id,
-    manager::{self, Ctx, control},
+    manager::{self, Ctx, control, logs::Selection},
     rng::Rng,
     store::{Change, Entry, Proposal, Store, View},
     time::Timestamp,
@@ -32,7 +32,7 @@ use crate::{
         port::{
             ClusterPort, ContainerState, DebugOutput, DebugParams, DebugSession, LocalContainer,
             LocalImage, LocalInfo, LocalPort, LogLine, LogStream, LogsRequest, OutputStream,
-            ResolvedImage,
+            ResolvedImage, TaskLogLine, TaskLogStream,
         },
     },
 };
@@ -321,6 +321,29 @@ impl ClusterPort for Memory {
         }
         self.lock().me = None;
         std::future::ready(Ok(())).await
+    }
+
+    /// Each task of the selection that has a container has said one thing.
+    async fn logs(&self, selection: Selection, _: LogsRequest) -> Result<TaskLogStream, ApiError> {
+        let view = self.lock().store.view();
+        let lines: Vec<_> = view
+            .tasks()
+            .filter(|task| selection.has(task))
+            .filter_map(|task| {
+                Some(Ok(TaskLogLine {
+                    node: task.node_id.as_ref()?.to_string(),
+                    service: task.service_id.to_string(),
+                    task: task.id.to_string(),
+                    line: LogLine {
+                        stream: OutputStream::Stdout,
+                        time: Timestamp(1_700_000_000_000_000_000),
+                        line: Bytes::from(format!("I'm slot {}\n", task.slot)),
+                    },
+                }))
+            })
+            .collect();
+        let stream: TaskLogStream = Box::pin(stream::iter(lines));
+        std::future::ready(Ok(stream)).await
     }
 }
 

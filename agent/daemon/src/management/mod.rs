@@ -9,6 +9,7 @@ pub mod debug;
 pub mod document;
 pub mod events;
 pub mod filter;
+pub mod logs;
 #[cfg(test)]
 pub(crate) mod memory;
 pub mod networks;

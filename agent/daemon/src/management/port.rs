@@ -9,6 +9,7 @@ use futures_util::Stream;
 use skep_core::{
     api::{ApiError, ClusterRequest, ClusterResponse, Node, Platform},
     id::Id,
+    manager::logs::Selection,
     store::View,
     time::Timestamp,
 };
@@ -33,6 +34,12 @@ pub trait ClusterPort: Send + Sync + 'static {
     async fn join(&self, params: JoinParams) -> Result<Id<Node>, ApiError>;
     /// Leaves it.
     async fn leave(&self, force: bool) -> Result<(), ApiError>;
+    /// The lines of the tasks of a selection, wherever they run.
+    async fn logs(
+        &self,
+        selection: Selection,
+        request: LogsRequest,
+    ) -> Result<TaskLogStream, ApiError>;
 }
 
 /// Facts about this node for `info` and `version`.
@@ -142,6 +149,22 @@ pub struct LogsRequest {
 
 /// Lines of a log as they come. The reader's pace holds the writer back.
 pub type LogStream = Pin<Box<dyn Stream<Item = Result<LogLine, ApiError>> + Send>>;
+
+/// A line of a task's log.
+#[derive(Debug, Clone)]
+pub struct TaskLogLine {
+    /// The node that the task is on.
+    pub node: String,
+    /// Its service.
+    pub service: String,
+    /// The task.
+    pub task: String,
+    /// The line itself.
+    pub line: LogLine,
+}
+
+/// Lines of many tasks as they come.
+pub type TaskLogStream = Pin<Box<dyn Stream<Item = Result<TaskLogLine, ApiError>> + Send>>;
 
 /// `skep debug`: an operator's throw-away privileged container on this node.
 #[derive(Debug, Clone, Default)]

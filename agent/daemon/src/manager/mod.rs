@@ -2,6 +2,7 @@
 //! after each commit on a thread that may take its time, signs certificates, and proposes what comes out.
 
 mod leader;
+pub mod log_broker;
 pub mod mesh_hub;
 
 use std::{sync::Arc, time::Duration};
@@ -77,6 +78,8 @@ pub struct Manager {
     rng: Arc<Mutex<Rng>>,
     /// The maps of the mesh, for every node that watches this manager.
     pub mesh: mesh_hub::MeshHub,
+    /// The subscriptions of logs.
+    pub logs: log_broker::LogBroker,
     stop: CancellationToken,
 }
 
@@ -96,6 +99,7 @@ impl Manager {
             calls,
             rng: Arc::new(Mutex::new(rng.fork("control"))),
             mesh,
+            logs: log_broker::LogBroker::default(),
             stop: stop.clone(),
         })
     }

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use skep_core::api::Role;
+use skep_core::{api::Role, manager::role};
 use tonic::{Status, body::Body, codegen::http};
 use tower::{Layer, Service};
 
@@ -25,7 +25,7 @@ pub enum Access {
 }
 
 /// Every method that is served. What is not here is not reached by anybody.
-pub const METHODS: [(&str, Access); 15] = [
+pub const METHODS: [(&str, Access); 18] = [
     (
         "/docker.swarmkit.v1.CA/GetRootCACertificate",
         Access::Anyone,
@@ -45,6 +45,12 @@ pub const METHODS: [(&str, Access); 15] = [
         Access::Node,
     ),
     ("/docker.swarmkit.v1.Dispatcher/Assignments", Access::Node),
+    (
+        "/docker.swarmkit.v1.LogBroker/ListenSubscriptions",
+        Access::Node,
+    ),
+    ("/docker.swarmkit.v1.LogBroker/PublishLogs", Access::Node),
+    ("/docker.swarmkit.v1.Logs/SubscribeLogs", Access::Manager),
     ("/skep.v1.Mesh/Watch", Access::Node),
     ("/skep.v1.Certificates/IssueApiCertificate", Access::Node),
     ("/skep.v1.Membership/Leave", Access::Node),
@@ -96,6 +102,9 @@ pub fn allowed(path: &str, peer: Option<&Peer>, published: &Published) -> Result
     let identity = peer.and_then(|peer| peer.identity.as_ref());
     if let Some(identity) = identity {
         member(identity, published)?;
+        if *access == Access::Manager {
+            manager(identity, published)?;
+        }
     }
     let role = identity.map(|identity| identity.role);
     match (access, role) {
@@ -126,6 +135,21 @@ fn member(identity: &PeerIdentity, published: &Published) -> Result<(), Status> 
         return Err(Status::permission_denied(why));
     }
     Ok(())
+}
+
+/// Refuses nodes that were managers: their certificates are good for weeks.
+fn manager(identity: &PeerIdentity, published: &Published) -> Result<(), Status> {
+    let view = published.borrow();
+    let former = view
+        .as_ref()
+        .is_some_and(|view| role::is_former(view, &identity.node_id, identity.issued));
+    match former {
+        false => Ok(()),
+        true => Err(Status::permission_denied(format!(
+            "node {} is not a manager any more",
+            identity.node_id
+        ))),
+    }
 }
 
 /// The gate as a layer around all services.
@@ -188,7 +212,7 @@ mod tests {
     use std::{collections::BTreeMap, net::Ipv4Addr};
 
     use skep_core::{
-        api::{Cluster, ClusterSpec, Meta, Node, RootCa},
+        api::{Cluster, ClusterSpec, Meta, Node, NodeSpec, NodeStatus, RootCa, node::Certificate},
         id::Id,
         store::{Change, Entry, Proposal, Store},
         time::Timestamp,
@@ -203,6 +227,7 @@ mod tests {
                 node_id: Id::from_entropy(node),
                 role,
                 cluster_id: Id::from_entropy(cluster),
+                issued: Timestamp(0),
             }),
             ..stranger()
         }
@@ -215,7 +240,7 @@ mod tests {
         }
     }
 
-    /// Cluster 7, from which node 3 was removed.
+    /// Cluster 7, from which node 3 was removed; node 4 was demoted at moment 10.
     fn published() -> Published {
         let removed: Id<Node> = Id::from_entropy(3);
         let cluster = Cluster {
@@ -230,7 +255,21 @@ mod tests {
             removed_nodes: BTreeMap::from([(removed, Timestamp(0))]),
         };
         let mut store = Store::default();
-        let proposals = vec![Proposal::of([Change::put_cluster(cluster)])];
+        let demoted = Node {
+            id: Id::from_entropy(4),
+            meta: Meta {
+                updated_at: Timestamp(10),
+                ..Meta::default()
+            },
+            spec: NodeSpec::default(),
+            description: None,
+            status: NodeStatus::default(),
+            manager_status: None,
+            certificate: Certificate::default(),
+            networks: Vec::new(),
+        };
+        let put = [Change::put_cluster(cluster), Change::put_node(demoted)];
+        let proposals = vec![Proposal::of(put)];
         store.apply(1, &Entry { proposals });
         Published::new(Some(store.view()))
     }
@@ -255,6 +294,25 @@ mod tests {
                 assert!(!let_in(Some(&peer(3, role, 7))), "{method}");
                 assert!(!let_in(Some(&peer(1, role, 8))), "{method}");
             }
+        }
+    }
+
+    #[test]
+    fn a_former_managers_certificate_makes_it_a_node_only() {
+        let published = published();
+        let with = |issued| {
+            let mut peer = peer(4, Role::Manager, 7);
+            peer.identity.as_mut().unwrap().issued = issued;
+            peer
+        };
+        for (method, access) in METHODS {
+            let let_in = |peer: Peer| allowed(method, Some(&peer), &published).is_ok();
+            assert_eq!(
+                let_in(with(Timestamp(10))),
+                access != Access::Manager,
+                "{method}"
+            );
+            assert!(let_in(with(Timestamp(11))), "{method}");
         }
     }
 

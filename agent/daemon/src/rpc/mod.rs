@@ -9,6 +9,8 @@ pub mod dial;
 pub mod dispatcher;
 pub mod gate;
 pub mod join;
+pub mod log_publisher;
+pub mod logs;
 pub mod managers;
 pub mod mesh;
 pub mod server;
@@ -46,6 +48,7 @@ pub fn routes(manager: &Manager) -> Routes {
     let authority = authority::AuthorityService(manager.clone());
     let dispatcher = dispatcher::DispatcherService(manager.clone());
     let managers = managers::ManagersService(manager.clone());
+    let logs = logs::LogsService(manager.clone());
     let mut routes = Routes::builder();
     routes
         .add_service(swarmkit::ca_server::CaServer::new(authority.clone()))
@@ -67,7 +70,12 @@ pub fn routes(manager: &Manager) -> Routes {
             skep::raft_server::RaftServer::new(managers.clone())
                 .max_decoding_message_size(MAX_CLIENT_MESSAGE),
         )
-        .add_service(skep::control_server::ControlServer::new(managers));
+        .add_service(skep::control_server::ControlServer::new(managers))
+        .add_service(
+            swarmkit::log_broker_server::LogBrokerServer::new(logs.clone())
+                .max_decoding_message_size(MAX_SERVER_MESSAGE),
+        )
+        .add_service(swarmkit::logs_server::LogsServer::new(logs));
     routes.routes()
 }
 

@@ -30,6 +30,7 @@ use super::{
     MAX_CLIENT_MESSAGE,
     dial::{DialError, Dialer, MANAGER, own_address},
     dispatcher::{DESCRIPTION_HEADER, MoreDescription},
+    log_publisher::{self, follow_orders},
     services::{
         skep::membership_client::MembershipClient, swarmkit::dispatcher_client::DispatcherClient,
     },
@@ -117,6 +118,8 @@ pub struct SessionParts {
     pub advertise: Option<IpAddr>,
     /// What it says of itself.
     pub describe: Arc<dyn Fn() -> NodeDescription + Send + Sync>,
+    /// Where what managers say of logs goes.
+    pub log_orders: mpsc::Sender<log_publisher::Order>,
     /// Managers to begin with.
     pub managers: Vec<(String, String)>,
     /// Where events go.
@@ -307,10 +310,13 @@ impl Sessions {
             mesh_applied,
         } = link;
         let describe = Arc::clone(&self.parts.describe);
+        let node = self.parts.identity.node_id.clone();
+        let orders = self.parts.log_orders.clone();
         let ended = tokio::select! {
             end = heartbeats(client.clone(), &session, describe, description) => end,
             end = follow_assignments(client.clone(), &session, inputs, reopen) => end,
             end = send_reports(client.clone(), &session, inputs, reports) => end,
+            end = follow_orders(channel.clone(), node, &orders) => end,
             end = follow_mesh(channel, inputs, mesh_applied) => end,
             end = self.follow_messages(&mut messages) => end,
         };

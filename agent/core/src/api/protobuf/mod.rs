@@ -51,7 +51,9 @@ fn refuse(present: bool, field: &'static str) -> Result<(), MessageError> {
     }
 }
 
-fn timestamp(moment: Timestamp) -> prost_types::Timestamp {
+/// A moment as protobuf has it.
+#[must_use]
+pub fn timestamp(moment: Timestamp) -> prost_types::Timestamp {
     let nanos = moment.0.rem_euclid(1_000_000_000);
     prost_types::Timestamp {
         seconds: moment.unix_seconds(),
@@ -59,7 +61,9 @@ fn timestamp(moment: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-fn read_timestamp(message: Option<&prost_types::Timestamp>) -> Timestamp {
+/// The moment of a message; 1970 when it has none.
+#[must_use]
+pub fn read_timestamp(message: Option<&prost_types::Timestamp>) -> Timestamp {
     let (seconds, nanos) = message.map_or((0, 0), |moment| (moment.seconds, moment.nanos));
     Timestamp(i128::from(seconds) * 1_000_000_000 + i128::from(nanos.clamp(0, 999_999_999)))
 }

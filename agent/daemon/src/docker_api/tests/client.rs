@@ -200,6 +200,16 @@ fn services(client: &Client) {
         &["2/2", "*:8080->8000/tcp"],
     );
     client.shows("service ps whoami", &[" \\_ whoami.1", "Shutdown"]);
+    client.shows(
+        "service logs --timestamps whoami",
+        &[
+            "whoami.1.",
+            "@swarm-",
+            "    | I'm slot 1",
+            "2023-11-14T22:13:20",
+        ],
+    );
+    client.shows("service logs --raw --tail 1 whoami", &["I'm slot 2\n"]);
     client.shows("ps --format {{.Names}}", &["."]);
     client.shows("inspect whoami --format {{.Spec.Name}}", &["whoami"]);
     client.shows("node ps swarm-manager", &["Running"]);
