@@ -49,20 +49,9 @@ fn tls(certs: &Path) -> Result<Arc<ClientConfig>> {
 /// # Errors
 /// When nobody answers there with TLS.
 pub fn presented_certificate(port: u16) -> Result<CertificateDer<'static>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let seen = Arc::new(Witness {
-        provider: Arc::clone(&provider),
-        certificate: Mutex::new(None),
-    });
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
-        .with_no_client_auth();
-    let name = ServerName::try_from("127.0.0.1")?;
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let (stranger, seen) = stranger(port, &[])?;
     // The request itself fails for want of a client certificate; by then the server has shown its own.
-    let asked = Client::tls(address, Arc::new(config), name, PATIENCE).get("/_ping");
+    let asked = stranger.get("/_ping");
     let certificate = seen
         .certificate
         .lock()
@@ -74,9 +63,34 @@ pub fn presented_certificate(port: u16) -> Result<CertificateDer<'static>> {
     }
 }
 
+/// A client without a certificate that takes whatever the other side presents, and what it saw of it.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub fn stranger(port: u16, protocols: &[&str]) -> Result<(Client, Arc<Witness>)> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let seen = Arc::new(Witness {
+        provider: Arc::clone(&provider),
+        certificate: Mutex::new(None),
+    });
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
+    let name = ServerName::try_from("127.0.0.1")?;
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let client = Client::tls(address, Arc::new(config), name, PATIENCE);
+    Ok((client, seen))
+}
+
 /// Takes every certificate and remembers it.
 #[derive(Debug)]
-struct Witness {
+pub struct Witness {
     provider: Arc<CryptoProvider>,
     certificate: Mutex<Option<CertificateDer<'static>>>,
 }

@@ -79,6 +79,12 @@ impl Client {
         }
     }
 
+    /// The same client with another patience.
+    #[must_use]
+    pub fn patient(self, patience: Duration) -> Client {
+        Client { patience, ..self }
+    }
+
     /// `GET path`.
     pub fn get(&self, path: &str) -> Result<Answer> {
         self.request("GET", path, &[], &[])
@@ -92,11 +98,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Result<Answer> {
-        let stream = TcpStream::connect_timeout(&self.address, self.patience)
-            .with_context(|| format!("nobody answers at {}", self.address))?;
-        stream.set_read_timeout(Some(self.patience))?;
-        stream.set_write_timeout(Some(self.patience))?;
-        stream.set_nodelay(true)?;
+        let stream = self.connect()?;
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.address);
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -114,6 +116,36 @@ impl Client {
             }
         }
         .with_context(|| format!("{method} {path} at {}", self.address))
+    }
+
+    /// Sends bytes as they are, inside TLS where this client has it, looks at what comes back first and goes away.
+    ///
+    /// # Errors
+    /// When nobody listens. That the other side closes in the middle is an answer, too.
+    pub fn throw(&self, bytes: &[u8]) -> Result<()> {
+        let mut stream = self.connect()?;
+        let mut answer = [0; 64];
+        let _ = match &self.tls {
+            None => stream
+                .write_all(bytes)
+                .and_then(|()| stream.read(&mut answer)),
+            Some((config, name)) => {
+                let tls = ClientConnection::new(Arc::clone(config), name.clone())?;
+                let mut stream = StreamOwned::new(tls, stream);
+                let sent = stream.write_all(bytes).and_then(|()| stream.flush());
+                sent.and_then(|()| stream.read(&mut answer))
+            }
+        };
+        Ok(())
+    }
+
+    fn connect(&self) -> Result<TcpStream> {
+        let stream = TcpStream::connect_timeout(&self.address, self.patience)
+            .with_context(|| format!("nobody answers at {}", self.address))?;
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 }
 

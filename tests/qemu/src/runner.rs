@@ -351,11 +351,7 @@ fn keep(swarm: &Swarm<'_>, folder: &Path) {
         if !running {
             continue;
         }
-        let journal = swarm.debug(
-            &place.name,
-            "journalctl --no-pager --quiet --boot --lines 3000 --directory /proc/1/root/var/log/journal || \
-             journalctl --no-pager --quiet --boot --lines 3000 --directory /proc/1/root/run/log/journal",
-        );
+        let journal = swarm.journal(&place.name, "--lines 3000");
         if let Ok(journal) = journal {
             let _ = fs::write(folder.join(format!("{}.journal.log", place.name)), journal);
         }

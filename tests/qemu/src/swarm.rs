@@ -132,6 +132,16 @@ impl Swarm<'_> {
         self.skep(node, &["debug", TOOLS, "--", "sh", "-c", script])
     }
 
+    /// What a node's journal says since it booted.
+    pub fn journal(&self, node: &str, options: &str) -> Result<String> {
+        let read =
+            format!("journalctl --no-pager --quiet --boot {options} --directory /proc/1/root");
+        self.debug(
+            node,
+            &format!("{read}/var/log/journal || {read}/run/log/journal"),
+        )
+    }
+
     /// The script in the network namespace of a task.
     pub fn inside(&self, task: &Task, script: &str) -> Result<String> {
         self.debug(&task.node, &in_namespace(&task.namespace(), script))

@@ -49,10 +49,7 @@ pub(super) const TESTS: &[Test] = &[
         slow: false,
         causes: &[],
         run: Run::Host(|paths| {
-            cargo_aloud(
-                paths,
-                &["test", "--quiet", "--package", "skep-core", "--test", "sim"],
-            )
+            cargo_aloud(paths, &["test", "--quiet", "--workspace", "--test", "sim"])
         }),
     },
     Test {
@@ -63,7 +60,7 @@ pub(super) const TESTS: &[Test] = &[
         run: Run::Host(|paths| {
             cargo_aloud(
                 paths,
-                &["test", "--quiet", "--package", "skepd", "--test", "swarm"],
+                &["test", "--quiet", "--workspace", "--test", "swarm"],
             )
         }),
     },
@@ -105,7 +102,7 @@ fn clients(paths: &Paths) -> Result<()> {
         docker::program(paths, Release::Trixie)?,
     ];
     run(cargo(paths)
-        .args(["test", "--quiet", "--package", "skepd", "--lib", "--"])
+        .args(["test", "--quiet", "--workspace", "--lib", "--"])
         .args(["--ignored", "docker_api::tests::client"])
         .env("SKEP_DOCKER", std::env::join_paths(programs)?))
     .map(drop)
@@ -113,7 +110,7 @@ fn clients(paths: &Paths) -> Result<()> {
 
 fn netns(paths: &Paths) -> Result<()> {
     if !is_root() {
-        let program = test_program(paths, "skep-host", "netns")?;
+        let program = test_program(paths, "netns")?;
         bail!(
             "network namespaces need root: sudo {} --test-threads=1",
             program.display()
@@ -124,8 +121,7 @@ fn netns(paths: &Paths) -> Result<()> {
         &[
             "test",
             "--quiet",
-            "--package",
-            "skep-host",
+            "--workspace",
             "--test",
             "netns",
             "--",
@@ -135,14 +131,22 @@ fn netns(paths: &Paths) -> Result<()> {
 }
 
 fn guest_network(paths: &Paths, prepared: &Prepared) -> Result<()> {
-    let test = test_program(paths, "skep-host", "netns")?;
+    let test = test_program(paths, "netns")?;
     in_guest(paths, prepared, &[test], "--test-threads=1 --nocapture")
 }
 
 fn guest_containers(paths: &Paths, prepared: &Prepared) -> Result<()> {
-    let test = test_program(paths, "skep-host", "containers")?;
-    let shim = compiled(paths, "build", "skep-shim", &["--bin", "skep-shim"])?;
-    let probe = compiled(paths, "build", "skep-host", &["--example", "probe"])?;
+    let test = test_program(paths, "containers")?;
+    let shim = compiled(
+        paths,
+        "build",
+        &["--package", "skep-shim", "--bin", "skep-shim"],
+    )?;
+    let probe = compiled(
+        paths,
+        "build",
+        &["--package", "skep-host", "--example", "probe"],
+    )?;
     in_guest(paths, prepared, &[test, shim, probe], "")
 }
 
@@ -180,22 +184,17 @@ fn in_guest(
     }
 }
 
-/// The program of an integration test, compiled.
-fn test_program(paths: &Paths, package: &str, test: &str) -> Result<PathBuf> {
-    compiled(paths, "test", package, &["--no-run", "--test", test])
+/// The program of an integration test, compiled. All of the workspace's tests are compiled with the same features of
+/// what they use, or much of that is compiled twice.
+fn test_program(paths: &Paths, test: &str) -> Result<PathBuf> {
+    compiled(paths, "test", &["--workspace", "--no-run", "--test", test])
 }
 
 /// The one program that `cargo VERB` makes; the last of `target` is its name.
-fn compiled(paths: &Paths, verb: &str, package: &str, target: &[&str]) -> Result<PathBuf> {
-    let test = target.last().copied().unwrap_or_default();
+fn compiled(paths: &Paths, verb: &str, target: &[&str]) -> Result<PathBuf> {
+    let name = target.last().copied().unwrap_or_default();
     let messages = run(cargo(paths)
-        .args([
-            verb,
-            "--quiet",
-            "--message-format=json",
-            "--package",
-            package,
-        ])
+        .args([verb, "--quiet", "--message-format=json"])
         .args(target))?;
     messages
         .lines()
@@ -203,8 +202,8 @@ fn compiled(paths: &Paths, verb: &str, package: &str, target: &[&str]) -> Result
         .filter(|message| {
             message
                 .pointer("/target/name")
-                .is_some_and(|name| name == test)
+                .is_some_and(|found| found == name)
         })
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .with_context(|| format!("cargo made no program {test} of {package}"))
+        .with_context(|| format!("cargo made no program {name}"))
 }

@@ -5,7 +5,9 @@ mod boot;
 mod discovery;
 mod host;
 mod management;
+mod managers;
 mod mesh;
+mod node_os;
 mod nodes;
 mod overlay;
 mod resilience;
@@ -18,6 +20,7 @@ pub const REGISTERED: &[&[Test]] = &[
     host::TESTS,
     boot::TESTS,
     nodes::TESTS,
+    node_os::TESTS,
     services::TESTS,
     mesh::TESTS,
     overlay::TESTS,
@@ -25,4 +28,5 @@ pub const REGISTERED: &[&[Test]] = &[
     management::TESTS,
     bad_input::TESTS,
     resilience::TESTS,
+    managers::TESTS,
 ];

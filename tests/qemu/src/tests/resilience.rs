@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::commands::{answers_of_every_replica, who_answers};
+use crate::docker::Release;
 use crate::images::TOOLS;
 use crate::runner::{Run, Test};
 use crate::swarm::{CONVERGENCE, Swarm, Task, eventually, must_contain};
@@ -40,7 +41,7 @@ pub(super) const TESTS: &[Test] = &[
     },
     Test {
         id: "cut",
-        shows: "a worker cut off goes on with its tasks; healed, the swarm is as before",
+        shows: "a worker cut off goes on with its tasks while they run elsewhere, too; healed, those that were replaced stop",
         slow: false,
         causes: &[],
         run: Run::Swarm(cut_off),
@@ -297,6 +298,14 @@ fn power_cut(swarm: &Swarm<'_>) -> Result<()> {
     }
     let listed = swarm.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
     must_contain(&listed, &[&format!("{victim} Down")])?;
+    // The log of a service is whole but for the node that is gone, which is said.
+    let log = swarm.docker_on(
+        Release::Trixie,
+        swarm.manager(),
+        &["service", "logs", "whoami"],
+    )?;
+    ensure!(log.status == Some(0), "service logs fails: {}", log.stderr);
+    must_contain(&log.stderr, &[&format!("node {victim} is not ready")])?;
     let vm = swarm.cluster.vm(victim)?;
     vm.power_on()?;
     let back = std::slice::from_ref(swarm.cluster.place(victim)?);
@@ -310,18 +319,48 @@ fn cut_off(swarm: &Swarm<'_>) -> Result<()> {
     let here = on_a_worker(swarm)?;
     let node = here.node.as_str();
     swarm.cluster.set_link(node, false)?;
-    let answer = eventually(CONVERGENCE, || {
-        let answer = swarm.get(node, 8000)?;
-        ensure!(
-            answer == format!("I'm {}", here.hostname()),
-            "{answer:?} is not the task that is left"
-        );
-        Ok(answer)
-    });
+    let shown = cut_off_and_alone(swarm, &here);
     swarm.cluster.set_link(node, true)?;
-    answer.context("a node that is cut off must go on from the last state")?;
+    shown?;
     let place = std::slice::from_ref(swarm.cluster.place(node)?);
     swarm.cluster.wait_ready(place, CONVERGENCE)?;
-    swarm.wait_running("whoami", 3)?;
-    answers_of_every_replica(swarm.cluster, &swarm.cluster.places()[..3], 3, CONVERGENCE).map(drop)
+    let running = swarm.wait_running("whoami", 3)?;
+    answers_of_every_replica(swarm.cluster, &swarm.cluster.places()[..3], 3, CONVERGENCE)?;
+    // What was started elsewhere stays, and the tasks that went on behind the cut are stopped.
+    ensure!(
+        running.iter().all(|task| task.id != here.id),
+        "a task that was replaced is counted again"
+    );
+    eventually(CONVERGENCE, || {
+        let left = swarm
+            .skep(node, &["ps", "--quiet", "--no-trunc"])?
+            .good("skep ps")?;
+        ensure!(
+            !left.contains(&here.container),
+            "{node} goes on with a task that was replaced"
+        );
+        Ok(())
+    })
+}
+
+/// Alone, the node goes on from the last state that it knew; the others take it for down and do without it.
+fn cut_off_and_alone(swarm: &Swarm<'_>, here: &Task) -> Result<()> {
+    let node = here.node.as_str();
+    eventually(FAILOVER, || {
+        let listed = swarm.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
+        must_contain(&listed, &[&format!("{node} Down")])?;
+        let running = swarm.running("whoami")?;
+        let elsewhere = running.iter().filter(|task| task.node != node).count();
+        ensure!(elsewhere == 3, "{elsewhere} of 3 tasks run on the others");
+        Ok(())
+    })?;
+    let answers: BTreeSet<String> = (0..6)
+        .map(|_| swarm.get(node, 8000))
+        .collect::<Result<_>>()
+        .context("a node that is cut off must go on from the last state")?;
+    ensure!(
+        answers.contains(&format!("I'm {}", here.hostname())),
+        "{node} alone answers {answers:?}"
+    );
+    Ok(())
 }

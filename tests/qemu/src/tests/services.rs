@@ -1,4 +1,8 @@
-//! Rows B1-B6 and B10: services.
+//! Rows B1-B6, B9 and B10: services.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -57,6 +61,13 @@ pub(super) const TESTS: &[Test] = &[
         slow: false,
         causes: &[],
         run: Run::Swarm(update_image_and_env),
+    },
+    Test {
+        id: "B9",
+        shows: "service logs brings the lines of all tasks from their nodes, follows new ones, and knows whose they are",
+        slow: false,
+        causes: &[],
+        run: Run::Swarm(service_logs),
     },
     Test {
         id: "B10",
@@ -318,4 +329,78 @@ fn update_image_and_env(swarm: &Swarm<'_>) -> Result<()> {
         Ok(answer) => bail!("{answer:?} still listens where the old environment said"),
         Err(_) => Ok(()),
     })
+}
+
+fn service_logs(swarm: &Swarm<'_>) -> Result<()> {
+    let says = "echo hello from $(hostname); echo careful >&2; exec sleep 100000";
+    let tasks = swarm.create("web", 3, &["busybox", "sh", "-c", says])?;
+    let of = |arguments: &[&str]| {
+        let all = [&["service", "logs"], arguments, &["web"]].concat();
+        swarm.docker_on(Release::Trixie, swarm.manager(), &all)
+    };
+    eventually(CONVERGENCE, || {
+        let said = of(&[])?;
+        ensure!(
+            said.status == Some(0),
+            "service logs fails: {}",
+            said.stderr
+        );
+        for task in &tasks {
+            let line = format!("@{}    | hello from {}", task.node, task.hostname());
+            must_contain(&said.stdout, &[&line])?;
+        }
+        let warnings = said.stderr.matches("| careful").count();
+        ensure!(
+            warnings == 3,
+            "{warnings} of 3 lines came on standard error"
+        );
+        Ok(())
+    })?;
+    let last = of(&["--raw", "--tail", "1"])?;
+    let lines = last.stdout.lines().count() + last.stderr.lines().count();
+    ensure!(lines == 3, "{lines} lines are the last ones of 3 tasks");
+    let skep = swarm
+        .skep(swarm.manager(), &["service", "logs", "web"])?
+        .good("skep service logs")?;
+    let nodes: BTreeSet<&str> = tasks.iter().map(|task| task.node.as_str()).collect();
+    for node in nodes {
+        must_contain(&skep, &[&format!("@{node}    | hello from ")])?;
+    }
+    let one = &tasks[0];
+    let alone = swarm.docker(&["service", "logs", "--raw", &one.id])?;
+    ensure!(
+        alone.trim() == format!("hello from {}", one.hostname()),
+        "the log of one task is {alone:?}"
+    );
+    follows(swarm)
+}
+
+/// Who follows a service sees what tasks say that have come since.
+fn follows(swarm: &Swarm<'_>) -> Result<()> {
+    let file = swarm.paths.folder("tests")?.join("B9.followed");
+    let mut follower = swarm
+        .cluster
+        .docker(swarm.paths, Release::Trixie, swarm.manager())?
+        .args(["service", "logs", "--follow", "--tail", "0", "web"])
+        .stdin(Stdio::null())
+        .stdout(File::create(&file)?)
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start docker")?;
+    let shown = swarm
+        .docker(&["service", "scale", "--detach", "web=4"])
+        .and_then(|_| swarm.wait_running("web", 4))
+        .and_then(|tasks| {
+            let new = tasks
+                .iter()
+                .find(|task| task.slot == 4)
+                .context("no slot 4")?;
+            let wanted = format!("@{}    | hello from {}", new.node, new.hostname());
+            eventually(CONVERGENCE, || {
+                must_contain(&fs::read_to_string(&file)?, &[&wanted])
+            })
+        });
+    follower.kill()?;
+    follower.wait()?;
+    shown
 }
