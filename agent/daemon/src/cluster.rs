@@ -26,6 +26,7 @@ use skep_core::{
     id::Id,
     manager::logs::Selection,
     store::View,
+    wire::unlock::UnlockKey,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -52,6 +53,8 @@ pub struct InitParams {
     pub data_path_port: u16,
     /// Whether this node takes tasks.
     pub availability: Availability,
+    /// Go on alone with the state of this manager, after the majority of the managers was lost.
+    pub force_new_cluster: bool,
 }
 
 /// How a node joins a swarm: the body of `POST /swarm/join`, without what Skep refuses.
@@ -89,6 +92,8 @@ pub enum LocalNodeState {
     Pending,
     /// In a swarm.
     Active,
+    /// A manager whose disk is locked: an operator has to unlock it.
+    Locked,
     /// In a swarm, or on the way into one, and it cannot go on by itself: see `error`.
     Error,
 }
@@ -133,6 +138,7 @@ enum Command {
     Init(Box<InitParams>, oneshot::Sender<Result<Id<Node>, ApiError>>),
     Join(JoinParams, oneshot::Sender<Result<Id<Node>, ApiError>>),
     Leave(bool, oneshot::Sender<Result<(), ApiError>>),
+    Unlock(UnlockKey, oneshot::Sender<Result<(), ApiError>>),
 }
 
 impl Shared {
@@ -218,6 +224,14 @@ impl ClusterHandle {
         self.command(|answer| Command::Leave(force, answer)).await
     }
 
+    /// Unlocks this manager.
+    ///
+    /// # Errors
+    /// `Unauthorized` for another key, `Conflict` when it is not locked, `Unavailable` when it cannot go on.
+    pub async fn swarm_unlock(&self, key: UnlockKey) -> Result<(), ApiError> {
+        self.command(|answer| Command::Unlock(key, answer)).await
+    }
+
     async fn command<T>(
         &self,
         make: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Command,
@@ -267,6 +281,10 @@ impl ClusterPort for ClusterHandle {
     ) -> Result<TaskLogStream, ApiError> {
         logs::read(&self.shared, selection, request).await
     }
+
+    async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError> {
+        self.swarm_unlock(key).await
+    }
 }
 
 /// Docker's words, which clients know, for a cluster request on a worker or outside a swarm; on a manager that
@@ -277,6 +295,7 @@ pub(crate) fn not_a_manager(status: &SwarmStatus) -> ApiError {
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect \
              this node to swarm and try again."
         }
+        LocalNodeState::Locked => membership::recovery::LOCKED,
         LocalNodeState::Pending => "This node is still joining the swarm: try again in a moment.",
         LocalNodeState::Error if status.role == Role::Manager => {
             let error = &status.error;
@@ -309,6 +328,8 @@ mod tests {
         assert!(outside.contains("docker swarm init"), "{outside}");
         let worker = said(LocalNodeState::Active, Role::Worker);
         assert!(worker.contains("Worker nodes"), "{worker}");
+        let locked = said(LocalNodeState::Locked, Role::Manager);
+        assert!(locked.contains("needs to be unlocked"), "{locked}");
         let broken = said(LocalNodeState::Error, Role::Manager);
         assert!(broken.contains("the log is damaged"), "{broken}");
     }

@@ -52,7 +52,7 @@ fn line(status: &SwarmStatus, fingerprint: &str, operators: bool) -> Option<Stri
             "this node is in no swarm and no operator can reach it: give the credential skep.operator-ca"
                 .to_owned(),
         ),
-        LocalNodeState::Pending | LocalNodeState::Error => {
+        LocalNodeState::Pending | LocalNodeState::Locked | LocalNodeState::Error => {
             Some(status.error.clone()).filter(|error| !error.is_empty())
         }
         LocalNodeState::Active => {

@@ -24,6 +24,7 @@ pub mod node;
 pub mod ports;
 pub mod raft;
 pub mod rpc;
+pub mod seal;
 pub mod without_containers;
 
 use std::{

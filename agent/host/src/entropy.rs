@@ -14,6 +14,16 @@ pub fn bits128() -> Result<u128> {
     Ok(u128::from_be_bytes(bytes))
 }
 
+/// 256 random bits: a key.
+///
+/// # Errors
+/// When the kernel's device cannot be read.
+pub fn bits256() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    fill(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// 64 random bits.
 ///
 /// # Errors

@@ -17,5 +17,6 @@ pub mod socket;
 pub mod storage;
 pub mod sysctl;
 pub mod systemd;
+pub mod terminal;
 
 pub use error::{HostError, Result};

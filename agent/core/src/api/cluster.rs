@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Labels, Meta, is_default, nanos, null_as_default};
-use crate::{id::Id, time::Timestamp};
+use crate::{id::Id, time::Timestamp, wire::unlock::UnlockKey};
 
 /// The cluster as the store has it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct Cluster {
     pub subnet_size: u8,
     /// Subnet of the ingress network, `a.b.c.d/n`.
     pub ingress_subnet: String,
+    /// What managers lock their disks with; none without autolock. Only managers see it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlock_key: Option<UnlockKey>,
     /// Nodes that were removed and when: their certificates are refused.
     #[serde(default)]
     pub removed_nodes: std::collections::BTreeMap<Id<super::Node>, Timestamp>,
@@ -56,9 +59,18 @@ pub struct ClusterSpec {
     /// Defaults for tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_defaults: Option<Value>,
-    /// Autolock; not supported yet.
+    /// Autolock; off when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption_config: Option<EncryptionConfig>,
+}
+
+impl ClusterSpec {
+    /// Whether managers start locked.
+    #[must_use]
+    pub fn locks_managers(&self) -> bool {
+        let encryption = self.encryption_config.as_ref();
+        encryption.is_some_and(|config| config.auto_lock_managers)
+    }
 }
 
 /// Task history.

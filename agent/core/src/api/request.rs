@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{ClusterSpec, Network, NetworkSpec, NodeSpec, Service, ServiceSpec};
-use crate::id::Id;
+use crate::{id::Id, wire::unlock::UnlockKey};
 
 /// A request to the cluster. References are what the user typed: an id, an unambiguous prefix of
 /// one, or a name. Lists and single objects are read from a `View`; only changes come this way.
@@ -56,6 +56,10 @@ pub enum ClusterRequest {
         new_worker_token: Option<String>,
         /// A new manager token.
         new_manager_token: Option<String>,
+        /// A key drawn by the front door from the kernel, taken if managers need another one than they have.
+        drawn_unlock_key: UnlockKey,
+        /// Whether managers need another one although they have one.
+        rotate_unlock_key: bool,
     },
 }
 
@@ -114,6 +118,9 @@ pub enum ApiError {
     /// Not now: in use, last manager, node is up … (400, `FailedPrecondition`).
     #[error("{0}")]
     Precondition(String),
+    /// What proves the right to ask is wrong (401).
+    #[error("{0}")]
+    Unauthorized(String),
     /// Refused for who asks or what is asked for (403).
     #[error("{0}")]
     Forbidden(String),

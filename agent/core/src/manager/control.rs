@@ -58,9 +58,16 @@ pub fn handle(
             spec,
             new_worker_token,
             new_manager_token,
+            drawn_unlock_key,
+            rotate_unlock_key,
         } => {
-            let tokens = (new_worker_token.as_deref(), new_manager_token.as_deref());
-            cluster::update(view, *version, spec, tokens, ctx)
+            let rotation = cluster::Rotation {
+                worker_token: new_worker_token.as_deref(),
+                manager_token: new_manager_token.as_deref(),
+                drawn_unlock_key,
+                unlock_key: *rotate_unlock_key,
+            };
+            cluster::update(view, *version, spec, &rotation, ctx)
         }
     }
 }

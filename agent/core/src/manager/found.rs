@@ -12,6 +12,7 @@ use crate::{
     id::Id,
     network::mesh::VXLAN_PORT,
     store::{Change, Proposal},
+    wire::unlock::UnlockKey,
 };
 
 /// The subnet of the routing mesh, as the articles have it.
@@ -30,6 +31,8 @@ pub struct Foundation {
     pub root_ca: RootCa,
     /// Settings.
     pub spec: ClusterSpec,
+    /// What managers lock their disks with, if the settings want it.
+    pub drawn_unlock_key: UnlockKey,
     /// Pools for overlays, `a.b.c.d/n`.
     pub default_addr_pool: Vec<String>,
     /// Prefix length of an overlay's subnet.
@@ -63,6 +66,7 @@ pub fn found(from: Foundation, ctx: &Ctx) -> Result<Proposal, ApiError> {
         updated_at: ctx.now,
     };
     let mut spec = from.spec;
+    let unlock_key = spec.locks_managers().then_some(from.drawn_unlock_key);
     "default".clone_into(&mut spec.name);
     let or = |value: u16, default| if value == 0 { default } else { value };
     let pools = match from.default_addr_pool.is_empty() {
@@ -81,6 +85,7 @@ pub fn found(from: Foundation, ctx: &Ctx) -> Result<Proposal, ApiError> {
             size => size,
         },
         ingress_subnet: INGRESS_SUBNET.to_owned(),
+        unlock_key,
         removed_nodes: std::collections::BTreeMap::new(),
     };
     let node = Node {

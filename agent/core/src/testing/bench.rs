@@ -52,6 +52,7 @@ pub fn cluster(rng: &mut Rng, now: Timestamp) -> Cluster {
         default_addr_pool: vec!["10.0.0.0/8".to_owned()],
         subnet_size: 24,
         ingress_subnet: "10.255.0.0/16".to_owned(),
+        unlock_key: None,
         removed_nodes: std::collections::BTreeMap::new(),
     }
 }

@@ -541,8 +541,9 @@ fn our_own_mesh_and_control() {
     check(
         &skep::RaftMessage {
             document: document.clone(),
+            lineage: "l".to_owned(),
         },
-        &[bytes(1, b"{}")],
+        &[bytes(1, b"{}"), bytes(2, b"l")],
     );
     check(
         &skep::ControlRequest {

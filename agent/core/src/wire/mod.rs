@@ -6,3 +6,4 @@ mod golden;
 pub mod skep;
 pub mod swarmkit;
 pub mod token;
+pub mod unlock;

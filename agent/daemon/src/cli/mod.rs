@@ -14,6 +14,7 @@ mod progress;
 mod service;
 mod service_flags;
 mod swarm;
+mod swarm_lock;
 mod system;
 mod table;
 mod task;

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::{
-    output, text,
+    output, swarm_lock, text,
     transport::{
         Call, INFO, NODE_INSPECT, SWARM_INIT, SWARM_INSPECT, SWARM_JOIN, SWARM_LEAVE, SWARM_UPDATE,
         Transport,
@@ -21,6 +21,12 @@ pub(super) enum Verb {
     Join(Join),
     /// Show or rotate the token for workers or managers
     JoinToken(JoinToken),
+    /// Change settings of the swarm
+    Update(swarm_lock::Update),
+    /// Show or rotate the key that unlocks managers
+    UnlockKey(swarm_lock::UnlockKey),
+    /// Unlock this manager: reads the key from standard input
+    Unlock,
     /// Leave the swarm
     Leave {
         /// Leave even as a manager
@@ -64,6 +70,12 @@ pub(super) struct Init {
     /// Whether this node takes tasks
     #[arg(long, default_value = "active")]
     availability: Availability,
+    /// Lock the disks of managers: after a restart, each needs the unlock key
+    #[arg(long)]
+    autolock: bool,
+    /// Go on alone with the state of this manager, when most managers are lost
+    #[arg(long)]
+    force_new_cluster: bool,
     /// Ended tasks kept per replica
     #[arg(long)]
     task_history_limit: Option<i64>,
@@ -131,6 +143,9 @@ pub(super) async fn run(transport: &dyn Transport, verb: Verb) -> Result<()> {
         Verb::Init(arguments) => init(transport, arguments).await,
         Verb::Join(arguments) => join(transport, arguments).await,
         Verb::JoinToken(arguments) => join_token(transport, arguments).await,
+        Verb::Update(arguments) => swarm_lock::update(transport, arguments).await,
+        Verb::UnlockKey(arguments) => swarm_lock::unlock_key(transport, arguments).await,
+        Verb::Unlock => swarm_lock::unlock(transport).await,
         Verb::Leave { force } => {
             let call = Call::new(SWARM_LEAVE).with([("force", force.to_string())]);
             transport.call(call).await?;
@@ -140,10 +155,7 @@ pub(super) async fn run(transport: &dyn Transport, verb: Verb) -> Result<()> {
 }
 
 async fn init(transport: &dyn Transport, arguments: Init) -> Result<()> {
-    let nanos = |time: Option<std::time::Duration>| {
-        let nanos = time.unwrap_or_default().as_nanos();
-        u64::try_from(nanos).unwrap_or(u64::MAX)
-    };
+    let nanos = |time: Option<std::time::Duration>| units::nanos(time.unwrap_or_default());
     let mut orchestration = json!({});
     if let Some(limit) = arguments.task_history_limit {
         orchestration["TaskHistoryRetentionLimit"] = limit.into();
@@ -155,6 +167,8 @@ async fn init(transport: &dyn Transport, arguments: Init) -> Result<()> {
         "DefaultAddrPool": arguments.default_addr_pool,
         "SubnetSize": arguments.default_addr_pool_mask_length,
         "Availability": arguments.availability.word(),
+        "AutoLockManagers": arguments.autolock,
+        "ForceNewCluster": arguments.force_new_cluster,
         "Spec": {
             "Orchestration": orchestration,
             "Dispatcher": { "HeartbeatPeriod": nanos(arguments.dispatcher_heartbeat) },
@@ -171,7 +185,11 @@ async fn init(transport: &dyn Transport, arguments: Init) -> Result<()> {
     output::line(&format!(
         "To add a worker to this swarm, run the following command:\n\n    {command}\n\n\
          To add a manager to this swarm, run 'skep swarm join-token manager' and follow the instructions.\n"
-    ))
+    ))?;
+    match arguments.autolock {
+        true => swarm_lock::show_unlock_key(transport).await,
+        false => Ok(()),
+    }
 }
 
 async fn join(transport: &dyn Transport, arguments: Join) -> Result<()> {

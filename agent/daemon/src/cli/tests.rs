@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Parser;
+use skep_core::wire::unlock::UnlockKey;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
@@ -15,6 +16,7 @@ use super::{
     Cli, bus, carry_out,
     engine::{Engine, Host},
     output::capture,
+    swarm_lock,
     transport::Transport,
 };
 use crate::{
@@ -84,6 +86,7 @@ async fn the_verbs_work_over_dbus() {
 async fn verbs(node: &dyn Transport) {
     of_the_swarm(node).await;
     of_nodes(node).await;
+    of_the_lock(node).await;
     of_networks(node).await;
     of_services(node).await;
     of_containers(node).await;
@@ -93,6 +96,33 @@ async fn verbs(node: &dyn Transport) {
     assert_eq!(ok(node, "network rm my-demo").await, "my-demo\n");
     let left = ok(node, "swarm leave --force").await;
     assert_eq!(left, "Node left the swarm.\n");
+}
+
+#[tokio::test]
+async fn a_locked_manager_is_unlocked_with_its_key_only() {
+    let (management, key) = memory::locked();
+    let path = socket("locked");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(listener::serve_unix(listener, router(management)));
+    let node = Engine::new(Host::Unix(path.clone()), None).unwrap();
+    shows(&node, "info", &["Swarm: locked"]).await;
+    let (refused, _, _) = run(&node, "node ls").await;
+    assert!(refused.unwrap_err().contains("needs to be unlocked"));
+    for (wrong, says) in [
+        (
+            UnlockKey::new([1; 32]).text().as_str(),
+            "invalid key provided",
+        ),
+        ("SWMKEY-2-x", "invalid key string"),
+    ] {
+        let refused = swarm_lock::unlock_with(&node, wrong).await.unwrap_err();
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+    swarm_lock::unlock_with(&node, &key.text()).await.unwrap();
+    shows(&node, "node ls", &["Leader"]).await;
+    let (refused, _, _) = run(&node, "swarm unlock").await;
+    assert_eq!(refused, Err("swarm is not locked".to_owned()));
+    std::fs::remove_file(path).unwrap();
 }
 
 async fn of_the_swarm(node: &dyn Transport) {
@@ -139,6 +169,28 @@ async fn of_the_swarm(node: &dyn Transport) {
         &["192.168.77.21", "192.168.77.11"],
     )
     .await;
+}
+
+async fn of_the_lock(node: &dyn Transport) {
+    let (refused, _, _) = run(node, "swarm unlock-key").await;
+    assert_eq!(refused, Err("no unlock key is set".to_owned()));
+    let (refused, _, _) = run(node, "swarm unlock-key --rotate").await;
+    assert!(refused.unwrap_err().contains("autolock is not turned on"));
+    shows(
+        node,
+        "swarm update --autolock",
+        &["Swarm updated.", "`skep swarm unlock`", "    SWMKEY-1-"],
+    )
+    .await;
+    let key = ok(node, "swarm unlock-key -q").await;
+    assert!(key.starts_with("SWMKEY-1-") && key.lines().count() == 1);
+    shows(node, "swarm unlock-key", &[key.trim(), "password manager"]).await;
+    let rotated = ok(node, "swarm unlock-key --rotate -q").await;
+    assert!(rotated.starts_with("SWMKEY-1-") && rotated != key);
+    let updated = ok(node, "swarm update --autolock=false --task-history-limit 3").await;
+    assert_eq!(updated, "Swarm updated.\n");
+    let (refused, _, _) = run(node, "swarm update").await;
+    assert!(refused.unwrap_err().contains("nothing to change"));
 }
 
 async fn of_nodes(node: &dyn Transport) {

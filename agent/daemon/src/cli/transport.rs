@@ -51,6 +51,11 @@ pub(super) const SWARM_LEAVE: Operation = operation("Swarm", "Leave", "POST", "/
 pub(super) const SWARM_INSPECT: Operation = operation("Swarm", "Inspect", "GET", "/swarm");
 /// Settings and tokens.
 pub(super) const SWARM_UPDATE: Operation = operation("Swarm", "Update", "POST", "/swarm/update");
+/// The key that unlocks managers.
+pub(super) const SWARM_UNLOCK_KEY: Operation =
+    operation("Swarm", "UnlockKey", "GET", "/swarm/unlockkey");
+/// `swarm unlock`.
+pub(super) const SWARM_UNLOCK: Operation = operation("Swarm", "Unlock", "POST", "/swarm/unlock");
 /// `node ls`.
 pub(super) const NODE_LIST: Operation = operation("Nodes", "List", "GET", "/nodes");
 /// `node inspect`.

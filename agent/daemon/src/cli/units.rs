@@ -46,6 +46,11 @@ pub(super) fn duration(text: &str) -> Result<Duration> {
     Ok(total)
 }
 
+/// Nanoseconds as the Engine API has them.
+pub(super) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Bytes: `64M`, `1.5g`, `1024`; units are powers of 1024, as in Docker.
 ///
 /// # Errors

@@ -131,6 +131,15 @@ impl ApiCertificate {
         }
     }
 
+    /// Uses the saved certificate unless one is in use: that of a manager that waits to be unlocked. Says whether there
+    /// is one now.
+    pub(super) fn resume(&mut self, vault: &Vault) -> bool {
+        if self.current.is_none() {
+            self.use_saved(vault);
+        }
+        self.current.is_some()
+    }
+
     /// SHA-256 of the certificate in use; empty before there is one.
     #[must_use]
     pub fn fingerprints(&self) -> watch::Receiver<String> {

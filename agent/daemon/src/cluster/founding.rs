@@ -8,7 +8,7 @@ use skep_core::{
     manager::found::Foundation,
     store::Proposal,
     system::config::Config,
-    wire::token::JoinToken,
+    wire::{token::JoinToken, unlock::UnlockKey},
 };
 use skep_host::{clock, entropy};
 
@@ -103,6 +103,7 @@ pub(super) fn foundation(
             join_tokens,
         },
         spec: params.spec,
+        drawn_unlock_key: UnlockKey::new(entropy::bits256()?),
         default_addr_pool: params.default_addr_pool,
         subnet_size: params.subnet_size,
         data_path_port: params.data_path_port,

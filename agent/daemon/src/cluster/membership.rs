@@ -1,5 +1,6 @@
 //! The one task that changes what this node is: it resumes, makes, joins and leaves swarms.
 
+pub(super) mod recovery;
 mod requests;
 
 use std::{
@@ -28,7 +29,7 @@ use super::{
     ClusterHandle, Command, Describe, InitParams, JoinParams, LocalNodeState, Shared, SwarmStatus,
     api_certificate::ApiCertificate,
     joining::Joining,
-    node::{Parting, Running, is_manager, start_manager, take_part},
+    node::{Log, Parting, Running, is_manager, start_manager, take_part},
     renewal::Renewal,
 };
 use crate::{
@@ -84,6 +85,8 @@ pub struct Membership {
     joining: Option<Joining>,
     entering: Option<Entering>,
     renewal: Renewal,
+    /// The lock is not changed before this moment, after an attempt that failed.
+    lock_pause: Option<tokio::time::Instant>,
     rng: Rng,
 }
 
@@ -115,6 +118,7 @@ enum Turn {
     EnterTooLong,
     RenewalDue,
     Renewed(Result<NodeIdentity, JoinFailure>),
+    Lock,
     CheckApi,
 }
 
@@ -150,6 +154,7 @@ pub fn membership(
         joining: None,
         entering: None,
         renewal: Renewal::default(),
+        lock_pause: None,
         rng: Rng::seeded(entropy::bits64()?),
     };
     Ok((handle, membership))
@@ -165,7 +170,10 @@ impl Membership {
             match self.turn().await {
                 Turn::Stop => break,
                 Turn::Command(Command::Init(params, answer)) => {
-                    let done = self.init(*params).await;
+                    let done = match params.force_new_cluster {
+                        true => self.go_on_alone(*params).await,
+                        false => self.init(*params).await,
+                    };
                     self.answer_in_session(Some(answer), done);
                 }
                 Turn::Command(Command::Join(params, answer)) => {
@@ -175,12 +183,17 @@ impl Membership {
                     let done = self.leave(force).await;
                     let _ = answer.send(done);
                 }
+                Turn::Command(Command::Unlock(key, answer)) => {
+                    let done = self.unlock(key).await;
+                    let _ = answer.send(done);
+                }
                 Turn::Event(event) => self.event(event).await,
                 Turn::Joined(result) => self.joined(result).await,
                 Turn::JoinTooLong => self.join_too_long(),
                 Turn::EnterTooLong => self.entered(),
                 Turn::RenewalDue => self.start_renewal(),
                 Turn::Renewed(result) => self.renewed(result).await,
+                Turn::Lock => self.follow_lock().await,
                 Turn::CheckApi => {}
             }
         }
@@ -200,6 +213,7 @@ impl Membership {
                 None => std::future::pending().await,
             }
         };
+        let manages = self.running.as_ref().is_some_and(|it| it.manager.is_some());
         let event = async {
             match &mut self.running {
                 Some(running) => match running.events.recv().await {
@@ -226,6 +240,12 @@ impl Membership {
                 None => std::future::pending().await,
             }
         };
+        let lock = async {
+            match manages {
+                true => recovery::lock_changed(&self.shared, &self.vault, self.lock_pause).await,
+                false => std::future::pending().await,
+            }
+        };
         let attempts = self.joining.as_mut().map(|joining| &mut joining.attempts);
         tokio::select! {
             () = self.parts.stop.cancelled() => Turn::Stop,
@@ -238,14 +258,18 @@ impl Membership {
                 result.unwrap_or_else(|error| Err(JoinFailure::Temporary(error.to_string()))),
             ),
             () = due => Turn::RenewalDue,
+            () = lock => Turn::Lock,
             () = sleep(API_CHECK) => Turn::CheckApi,
         }
     }
 
     /// Goes on where the last life ended, or does what the configuration says.
     async fn begin(&mut self) {
+        if let Ok(Some(node)) = self.vault.locked() {
+            return self.wait_for_key(node);
+        }
         match self.vault.node() {
-            Ok(Some(identity)) => self.resume(identity).await,
+            Ok(Some(identity)) => self.resume(identity, None).await,
             Ok(None) => self.begin_anew().await,
             Err(error) => {
                 // A damaged identity is not replaced by a new one behind the operator's back.
@@ -299,9 +323,10 @@ impl Membership {
             .or_else(|| machine::addresses().into_iter().next())
     }
 
-    async fn resume(&mut self, identity: NodeIdentity) {
+    /// Goes on as the node of this identity, at this address if one was chosen.
+    async fn resume(&mut self, identity: NodeIdentity, chosen: Option<IpAddr>) {
         tracing::info!(node.id = %identity.node_id, "this node goes on in its swarm");
-        let Some(advertise) = self.advertise(None) else {
+        let Some(advertise) = self.advertise(chosen) else {
             let line = "this machine has no address to advertise: give skep.advertise=";
             return self.set_error(line.to_owned());
         };
@@ -357,8 +382,12 @@ impl Membership {
         identity: &NodeIdentity,
         cell: &Arc<CertificateCell>,
     ) -> Result<(Manager, CancellationToken), StartError> {
-        let folder = self.parts.state.join("raft");
-        start_manager(identity, cell, &folder, &self.parts.ports, &self.shared).await
+        let keys = self.vault.log_keys();
+        let log = Log {
+            folder: self.parts.state.join("raft"),
+            keys: keys.map_err(|error| StartError(error.to_string()))?,
+        };
+        start_manager(identity, cell, &log, &self.parts.ports, &self.shared).await
     }
 
     /// Begins sessions. A manager that is not in consensus yet asks to be.
@@ -507,11 +536,15 @@ impl Membership {
         if !is_manager(&identity) {
             self.parts.ports.close(ports::CLUSTER);
         }
-        self.resume(identity).await;
+        self.resume(identity, None).await;
     }
 
     /// Keeps the certificate of 2376 true to what this node is.
     async fn refresh_api(&mut self) {
+        let locked = self.shared.status.borrow().state == LocalNodeState::Locked;
+        if locked && self.parts.api.resume(&self.vault) {
+            return;
+        }
         let node = self.running.as_ref().map(|running| {
             let managers = self.shared.status.borrow().managers.clone();
             (running, managers)

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Describe, Shared};
 use crate::{
-    identity::{NodeIdentity, tls, tls::CertificateCell},
+    identity::{LogKeys, NodeIdentity, tls, tls::CertificateCell},
     manager::Manager,
     ports::{self, Ports},
     raft::{RaftHandle, StartError, raft_id},
@@ -34,6 +34,12 @@ use crate::{
 const EVENTS: usize = 32;
 /// Pause between two attempts to take part in consensus.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The log of a manager.
+pub(super) struct Log {
+    pub(super) folder: PathBuf,
+    pub(super) keys: LogKeys,
+}
 
 /// How a node stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +129,7 @@ impl Running {
 pub(super) async fn start_manager(
     identity: &NodeIdentity,
     cell: &Arc<CertificateCell>,
-    folder: &Path,
+    log: &Log,
     ports: &Ports,
     shared: &Shared,
 ) -> Result<(Manager, CancellationToken), StartError> {
@@ -134,7 +140,7 @@ pub(super) async fn start_manager(
     let stop = CancellationToken::new();
     let id = raft_id(&identity.node_id);
     let published = Arc::clone(&shared.published);
-    let raft = RaftHandle::start(folder, id, dialer.clone(), published).await?;
+    let raft = RaftHandle::start(&log.folder, &log.keys, id, dialer.clone(), published).await?;
     match serve_manager(raft.clone(), identity, cell, ports, shared, &stop) {
         Ok(manager) => {
             *shared.manager() = Some((manager.clone(), dialer));

@@ -26,6 +26,8 @@ pub(super) enum Error {
     OutOfSequence(String),
     /// Not now.
     Precondition(String),
+    /// What proves the right to ask is wrong.
+    Unauthorized(String),
     /// Refused for who asks or what is asked for.
     Forbidden(String),
     /// This node is not a manager, or there is no leader.
@@ -43,6 +45,7 @@ impl From<ApiError> for Error {
             ApiError::Conflict(_) => Self::Conflict(text),
             ApiError::OutOfSequence => Self::OutOfSequence(text),
             ApiError::Precondition(_) => Self::Precondition(text),
+            ApiError::Unauthorized(_) => Self::Unauthorized(text),
             ApiError::Forbidden(_) => Self::Forbidden(text),
             ApiError::Unavailable(_) => Self::Unavailable(text),
         }

@@ -57,7 +57,28 @@ impl Swarm {
         Ok(self.0.swarm_inspect()?.to_string())
     }
 
-    /// Changes settings; parameters `version`, `rotateWorkerToken`, `rotateManagerToken`.
+    /// The key that unlocks managers: `{"UnlockKey":"SWMKEY-1-…"}`.
+    async fn unlock_key(
+        &self,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, Error> {
+        only_root(connection, &header).await?;
+        Ok(self.0.swarm_unlock_key()?.to_string())
+    }
+
+    /// Unlocks this manager: the body of `POST /swarm/unlock`.
+    async fn unlock(
+        &self,
+        body: String,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, Error> {
+        only_root(connection, &header).await?;
+        Ok(self.0.swarm_unlock(body.as_bytes()).await?.to_string())
+    }
+
+    /// Changes settings; parameters `version`, `rotateWorkerToken`, `rotateManagerToken`, `rotateManagerUnlockKey`.
     async fn update(
         &self,
         params: String,

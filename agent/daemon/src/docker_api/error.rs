@@ -35,6 +35,7 @@ fn status(error: &ApiError) -> StatusCode {
         ApiError::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
         ApiError::Conflict(_) => StatusCode::CONFLICT,
         ApiError::OutOfSequence => StatusCode::INTERNAL_SERVER_ERROR,
+        ApiError::Unauthorized(_) => StatusCode::UNAUTHORIZED,
         ApiError::Forbidden(_) => StatusCode::FORBIDDEN,
         ApiError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
     }

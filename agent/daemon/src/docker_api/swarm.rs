@@ -18,6 +18,8 @@ pub(super) fn routes() -> Router<Management> {
         .route("/swarm/join", post(join))
         .route("/swarm/leave", post(leave))
         .route("/swarm/update", post(update))
+        .route("/swarm/unlockkey", get(unlock_key))
+        .route("/swarm/unlock", post(unlock))
 }
 
 async fn inspect(State(management): State<Management>) -> Result<Json<Value>, Failure> {
@@ -44,6 +46,18 @@ async fn leave(
     params: Params,
 ) -> Result<StatusCode, Failure> {
     management.swarm_leave(&params).await?;
+    Ok(StatusCode::OK)
+}
+
+async fn unlock_key(State(management): State<Management>) -> Result<Json<Value>, Failure> {
+    std::future::ready(Ok(Json(management.swarm_unlock_key()?))).await
+}
+
+async fn unlock(
+    State(management): State<Management>,
+    Document(body): Document,
+) -> Result<StatusCode, Failure> {
+    management.swarm_unlock(&body).await?;
     Ok(StatusCode::OK)
 }
 

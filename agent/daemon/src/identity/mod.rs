@@ -8,6 +8,7 @@
 
 pub mod authority;
 pub mod certificate;
+pub mod lock;
 pub mod storage;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ pub mod tls;
 
 pub use authority::{Authority, KeyAndRequest, NodeSubject};
 pub use certificate::PeerIdentity;
+pub use lock::LogKeys;
 pub use storage::{NodeIdentity, Vault};
 
 /// Why something about identities failed; one line for the journal or the caller.
@@ -40,6 +42,12 @@ pub enum IdentityError {
     /// TLS could not be set up.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
+    /// The node's secrets are locked.
+    #[error("this manager is locked")]
+    Locked,
+    /// The key does not unlock them.
+    #[error("the key does not unlock this manager")]
+    WrongKey,
     /// A file could not be read or written.
     #[error(transparent)]
     Host(#[from] skep_host::HostError),

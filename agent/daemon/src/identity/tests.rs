@@ -1,7 +1,11 @@
 use std::{io, sync::Arc, time::Duration};
 
 use rustls::{ClientConnection, ServerConnection, pki_types::ServerName};
-use skep_core::{api::Role, id::Id, wire::token::JoinToken};
+use skep_core::{
+    api::Role,
+    id::Id,
+    wire::{token::JoinToken, unlock::UnlockKey},
+};
 use skep_host::clock;
 
 use super::{
@@ -260,5 +264,63 @@ fn the_vault_keeps_what_it_is_given() {
     );
     vault.forget().unwrap();
     assert_eq!(vault.node().unwrap(), None);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+fn manager_identity() -> NodeIdentity {
+    NodeIdentity {
+        node_id: Id::from_entropy(1),
+        cluster_id: Id::from_entropy(2),
+        role: Role::Manager,
+        key: "PRIVATE".to_owned(),
+        certificate: "c".to_owned(),
+        root: "r".to_owned(),
+    }
+}
+
+fn numbers(keys: &LogKeys) -> Vec<u32> {
+    keys.iter().map(|(number, _)| number).collect()
+}
+
+#[test]
+fn a_locked_vault_opens_with_its_key_only_and_stays_locked() {
+    let folder = std::env::temp_dir().join(format!("skep-locked-{}", std::process::id()));
+    let vault = Vault::open(&folder).unwrap();
+    // Keys of the log are drawn before there is an identity, and kept with it.
+    let drawn = serde_json::to_string(&vault.log_keys().unwrap()).unwrap();
+    vault.set_node(&manager_identity()).unwrap();
+    let again = Vault::open(&folder).unwrap().log_keys().unwrap();
+    assert_eq!(serde_json::to_string(&again).unwrap(), drawn);
+    let key = UnlockKey::new([1; 32]);
+    let keys = vault.set_lock(Some(key.clone()), 5).unwrap();
+    assert_eq!(numbers(&keys), [1, 2], "a rotation is under way");
+    assert!(vault.is_rotating());
+    let keys = vault.set_lock(Some(key.clone()), 6).unwrap();
+    assert_eq!(numbers(&keys), [1, 2], "which is not begun twice");
+    assert_eq!(numbers(&vault.drop_old_log_keys().unwrap()), [2]);
+    // A new certificate does not open what is locked.
+    let mut renewed = manager_identity();
+    "d".clone_into(&mut renewed.certificate);
+    vault.set_node(&renewed).unwrap();
+    let file = std::fs::read_to_string(folder.join("node.json")).unwrap();
+    assert!(!file.contains("PRIVATE"), "{file}");
+
+    let vault = Vault::open(&folder).unwrap();
+    assert!(matches!(vault.node(), Err(IdentityError::Locked)));
+    assert!(matches!(vault.log_keys(), Err(IdentityError::Locked)));
+    let locked = vault.locked().unwrap().unwrap();
+    assert_eq!(
+        (locked.node_id, locked.role),
+        (Id::from_entropy(1), Role::Manager)
+    );
+    let wrong = vault.unlock(UnlockKey::new([2; 32]));
+    assert!(matches!(wrong, Err(IdentityError::WrongKey)));
+    assert!(vault.locked().unwrap().is_some(), "nothing is lost");
+    assert!(vault.unlock(key.clone()).unwrap() == renewed);
+    assert_eq!(vault.lock(), (Some(key), 6));
+    assert_eq!(numbers(&vault.log_keys().unwrap()), [2]);
+    assert_eq!(vault.locked().unwrap(), None);
+    vault.set_lock(None, 7).unwrap();
+    assert!(Vault::open(&folder).unwrap().node().unwrap() == Some(renewed));
     std::fs::remove_dir_all(&folder).unwrap();
 }

@@ -20,6 +20,7 @@ use skep_core::{
     rng::Rng,
     store::{Change, Entry, Proposal, Store, View},
     time::Timestamp,
+    wire::unlock::UnlockKey,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -55,6 +56,8 @@ struct State {
     index: u64,
     rng: Rng,
     me: Option<Id<Node>>,
+    /// The manager has restarted and waits for the unlock key.
+    locked: bool,
 }
 
 impl Memory {
@@ -66,6 +69,7 @@ impl Memory {
                 index: 0,
                 rng: Rng::seeded(7),
                 me: None,
+                locked: false,
             }),
             version: watch::Sender::new(0),
         });
@@ -106,6 +110,9 @@ impl Memory {
 
     fn make(&self, params: InitParams) -> Result<Id<Node>, ApiError> {
         let mut state = self.lock();
+        if let Some(me) = state.me.clone().filter(|_| params.force_new_cluster) {
+            return Ok(me);
+        }
         if state.me.is_some() {
             return Err(ApiError::Unavailable(
                 "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join \
@@ -116,6 +123,8 @@ impl Memory {
         let now = clock::timestamp();
         let token = |secret| format!("SWMTKN-1-{:0>50}-{secret:0>25}", 1);
         let mut rng = state.rng.fork("init");
+        let unlock_key = params.spec.locks_managers();
+        let unlock_key = unlock_key.then(|| UnlockKey::new([7; 32]));
         let cluster = Cluster {
             id: Id::draw(&mut rng),
             meta: meta(now),
@@ -131,6 +140,7 @@ impl Memory {
             default_addr_pool: vec!["10.0.0.0/8".to_owned()],
             subnet_size: 24,
             ingress_subnet: "10.255.0.0/16".to_owned(),
+            unlock_key,
             removed_nodes: std::collections::BTreeMap::new(),
         };
         let ingress = Network {
@@ -260,12 +270,18 @@ fn platform() -> Platform {
 #[async_trait]
 impl ClusterPort for Memory {
     fn status(&self) -> SwarmStatus {
-        let me = self.lock().me.clone();
+        let (me, locked) = {
+            let state = self.lock();
+            (state.me.clone(), state.locked)
+        };
         let (_, addr) = NODES[0];
         match me {
             None => SwarmStatus::default(),
             Some(me) => SwarmStatus {
-                state: LocalNodeState::Active,
+                state: match locked {
+                    true => LocalNodeState::Locked,
+                    false => LocalNodeState::Active,
+                },
                 role: Role::Manager,
                 node_addr: addr.parse().ok(),
                 managers: vec![(me.to_string(), format!("{addr}:2377"))],
@@ -277,7 +293,8 @@ impl ClusterPort for Memory {
 
     fn view(&self) -> Option<View> {
         let state = self.lock();
-        state.me.is_some().then(|| state.store.view())
+        let manages = state.me.is_some() && !state.locked;
+        manages.then(|| state.store.view())
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -344,6 +361,25 @@ impl ClusterPort for Memory {
             .collect();
         let stream: TaskLogStream = Box::pin(stream::iter(lines));
         std::future::ready(Ok(stream)).await
+    }
+
+    async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError> {
+        let answer = {
+            let mut state = self.lock();
+            let view = state.store.view();
+            let own = view.cluster().and_then(|it| it.unlock_key.clone());
+            if !state.locked {
+                Err(ApiError::Conflict("swarm is not locked".to_owned()))
+            } else if own == Some(key) {
+                state.locked = false;
+                Ok(())
+            } else {
+                Err(ApiError::Unauthorized(
+                    "swarm could not be unlocked: invalid key provided".to_owned(),
+                ))
+            }
+        };
+        std::future::ready(answer).await
     }
 }
 
@@ -463,4 +499,21 @@ impl LocalPort for MemoryNode {
 pub(crate) fn management() -> Management {
     let memory = Memory::start();
     Management::new(memory.clone(), Arc::new(MemoryNode(memory)))
+}
+
+/// The same after the restart of a manager whose swarm has autolock, and the key.
+pub(crate) fn locked() -> (Management, UnlockKey) {
+    let memory = Memory::start();
+    let mut params = InitParams::default();
+    let encryption = params.spec.encryption_config.get_or_insert_default();
+    encryption.auto_lock_managers = true;
+    memory.make(params).unwrap();
+    let key = {
+        let mut state = memory.lock();
+        state.locked = true;
+        let view = state.store.view();
+        view.cluster().unwrap().unlock_key.clone().unwrap()
+    };
+    let management = Management::new(memory.clone(), Arc::new(MemoryNode(memory)));
+    (management, key)
 }

@@ -12,6 +12,7 @@ use skep_core::{
     manager::logs::Selection,
     store::View,
     time::Timestamp,
+    wire::unlock::UnlockKey,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -40,6 +41,8 @@ pub trait ClusterPort: Send + Sync + 'static {
         selection: Selection,
         request: LogsRequest,
     ) -> Result<TaskLogStream, ApiError>;
+    /// Unlocks this manager.
+    async fn unlock(&self, key: UnlockKey) -> Result<(), ApiError>;
 }
 
 /// Facts about this node for `info` and `version`.

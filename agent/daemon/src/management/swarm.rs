@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 use skep_core::{
     api::{ApiError, Availability, ClusterRequest, ClusterResponse, ClusterSpec, Node},
     id::Id,
+    wire::unlock::UnlockKey,
 };
 
 use skep_host::entropy;
+use zeroize::Zeroizing;
 
 use super::{Management, document, params::Params, render};
 use crate::cluster::{InitParams, JoinParams};
@@ -30,6 +32,13 @@ struct InitBody {
     spec: ClusterSpec,
 }
 
+/// The body of `POST /swarm/unlock`. Without `Debug`: the key stays out of logs.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+struct UnlockBody {
+    unlock_key: String,
+}
+
 /// The body of `POST /swarm/join`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
@@ -48,9 +57,11 @@ impl Management {
     /// # Errors
     /// `Invalid` and `Unsupported` by field, `Unavailable` if the node is in a swarm.
     pub async fn swarm_init(&self, body: &[u8]) -> Result<Value, ApiError> {
-        let body: InitBody = document::parse(body)?;
-        refuse(body.force_new_cluster, "ForceNewCluster")?;
-        refuse(body.auto_lock_managers, "AutoLockManagers")?;
+        let mut body: InitBody = document::parse(body)?;
+        if body.auto_lock_managers {
+            let encryption = body.spec.encryption_config.get_or_insert_default();
+            encryption.auto_lock_managers = true;
+        }
         check_listen_addr(&body.listen_addr)?;
         let advertise_addr = address("AdvertiseAddr", &body.advertise_addr)?;
         check_data_path_addr(&body.data_path_addr, advertise_addr)?;
@@ -62,6 +73,7 @@ impl Management {
             subnet_size: body.subnet_size,
             data_path_port: body.data_path_port,
             availability: body.availability.unwrap_or_default(),
+            force_new_cluster: body.force_new_cluster,
         };
         let node = self.cluster.init(params).await?;
         Ok(json!(node))
@@ -111,10 +123,6 @@ impl Management {
     /// `Invalid` and `Unsupported` by field, `OutOfSequence` if the cluster has changed since.
     pub async fn swarm_update(&self, params: &Params, body: &[u8]) -> Result<Value, ApiError> {
         let version = params.version()?;
-        refuse(
-            params.flag("rotateManagerUnlockKey"),
-            "rotateManagerUnlockKey",
-        )?;
         let spec: ClusterSpec = document::parse(body)?;
         check_spec(&spec)?;
         let view = self.view()?;
@@ -128,8 +136,36 @@ impl Management {
             spec: Box::new(spec),
             new_worker_token: rotated("rotateWorkerToken", &tokens.worker)?,
             new_manager_token: rotated("rotateManagerToken", &tokens.manager)?,
+            drawn_unlock_key: draw_unlock_key()?,
+            rotate_unlock_key: params.flag("rotateManagerUnlockKey"),
         };
         self.done(request).await
+    }
+
+    /// The key that unlocks managers, `{"UnlockKey":"SWMKEY-1-…"}`; empty without autolock.
+    ///
+    /// # Errors
+    /// `Unavailable` unless this node is a manager.
+    pub fn swarm_unlock_key(&self) -> Result<Value, ApiError> {
+        let view = self.view()?;
+        let cluster = view.cluster().ok_or_else(|| self.not_a_manager())?;
+        let key = cluster.unlock_key.as_ref().map(UnlockKey::text);
+        Ok(json!({ "UnlockKey": key.as_deref().map_or("", String::as_str) }))
+    }
+
+    /// Unlocks this manager.
+    ///
+    /// # Errors
+    /// `Invalid` for a text that is no key, `Unauthorized` for another key, `Conflict` when it is not locked.
+    pub async fn swarm_unlock(&self, body: &[u8]) -> Result<Value, ApiError> {
+        let body: UnlockBody = document::parse(body)?;
+        let key = UnlockKey::parse(&Zeroizing::new(body.unlock_key));
+        let key = key.map_err(|error| ApiError::Invalid {
+            field: "UnlockKey".to_owned(),
+            why: error.to_string(),
+        })?;
+        self.cluster.unlock(key).await?;
+        Ok(Value::Null)
     }
 
     /// Carries out a change that has no answer but warnings: Docker's `{"Warnings":null}`.
@@ -198,11 +234,6 @@ fn address(field: &str, text: &str) -> Result<Option<IpAddr>, ApiError> {
 
 /// Refuses the settings that Skep does not have, by name.
 fn check_spec(spec: &ClusterSpec) -> Result<(), ApiError> {
-    let locked = spec
-        .encryption_config
-        .as_ref()
-        .is_some_and(|config| config.auto_lock_managers);
-    refuse(locked, "Spec.EncryptionConfig.AutoLockManagers")?;
     let ca = &spec.ca_config;
     refuse(!ca.external_cas.is_empty(), "Spec.CAConfig.ExternalCAs")?;
     refuse(
@@ -238,6 +269,11 @@ fn with_new_secret(token: &str) -> Result<String, ApiError> {
     let bits = entropy::bits128().map_err(|error| ApiError::Unavailable(error.chain()))?;
     let secret = Id::<Node>::from_entropy(bits);
     Ok(format!("{cluster}-{secret}"))
+}
+
+fn draw_unlock_key() -> Result<UnlockKey, ApiError> {
+    let secret = entropy::bits256().map_err(|error| ApiError::Unavailable(error.chain()))?;
+    Ok(UnlockKey::new(secret))
 }
 
 #[cfg(test)]
@@ -279,10 +315,6 @@ mod tests {
             (
                 r#"{"Raft":{"SnapshotInterval":5}}"#,
                 "Raft.SnapshotInterval",
-            ),
-            (
-                r#"{"EncryptionConfig":{"AutoLockManagers":true}}"#,
-                "AutoLockManagers",
             ),
             (r#"{"CAConfig":{"ExternalCAs":[{}]}}"#, "ExternalCAs"),
             (

@@ -26,6 +26,7 @@ impl Management {
             LocalNodeState::Active => "active/worker".to_owned(),
             LocalNodeState::Inactive => "inactive".to_owned(),
             LocalNodeState::Pending => "pending".to_owned(),
+            LocalNodeState::Locked => "locked".to_owned(),
             LocalNodeState::Error => "error".to_owned(),
         }
     }

@@ -11,15 +11,19 @@ use skep_core::{
     manager::role,
     store::{Applied, ApplyError, Entry, Proposal, View},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{sleep, timeout},
+};
 
 use super::{
-    log::Disk,
+    disk::{Disk, WeakDisk},
+    lineage::{self, Lineage},
     network::{Network, Reach},
     state::{Published, StateMachine},
     types::{Member, RaftTypes},
 };
-use crate::rpc::dial::Dialer;
+use crate::{identity::LogKeys, rpc::dial::Dialer};
 
 /// Requests that wait for a place in an entry; more are refused.
 const QUEUE: usize = 1024;
@@ -31,6 +35,11 @@ const MAX_BATCH_BYTES: usize = 1024 * 1024;
 const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of one chunk of a snapshot: below what a server takes as a message, JSON's blow-up included.
 const SNAPSHOT_CHUNK: u64 = 512 * 1024;
+
+/// Pause between two looks at a log that is being closed.
+const CLOSING: Duration = Duration::from_millis(20);
+/// How long a log may take to be closed.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 
 type Results = Vec<Result<Applied, ApplyError>>;
 
@@ -67,31 +76,38 @@ pub struct RaftHandle {
     queue: mpsc::Sender<Waiting>,
     published: Arc<Published>,
     reach: Arc<Reach>,
+    lineage: Arc<Lineage>,
+    disk: WeakDisk,
     id: u64,
 }
 
 impl RaftHandle {
-    /// Opens the log in `folder` and takes part in consensus as `id`.
+    /// Opens the log in `folder`, which is sealed with `keys`, and takes part in consensus as `id`.
     ///
     /// # Errors
     /// When the log is damaged or in use.
     pub async fn start(
         folder: &Path,
+        keys: &LogKeys,
         id: u64,
         dialer: Dialer,
         published: Arc<Published>,
     ) -> Result<Self, StartError> {
         let fail = |error: &dyn std::fmt::Display| StartError(error.to_string());
         skep_host::storage::private_folder(folder).map_err(|error| StartError(error.chain()))?;
-        let disk = Disk::open(&folder.join("raft.redb")).map_err(|error| fail(&error))?;
+        let disk = Disk::open(&folder.join("raft.redb"), keys).map_err(|error| fail(&error))?;
+        let lineage = Lineage::open(disk.downgrade()).map_err(|error| fail(&error))?;
+        let lineage = Arc::new(lineage);
         let machine = StateMachine::open(disk.clone(), Arc::clone(&published))
             .map_err(|error| fail(&error))?;
         let config = Arc::new(config().validate().map_err(|error| fail(&error))?);
         let reach = Arc::new(watch::Sender::new(BTreeMap::new()));
         let network = Network {
             dialer,
+            lineage: Arc::clone(&lineage),
             reach: Arc::clone(&reach),
         };
+        let weak = disk.downgrade();
         let raft = Raft::new(id, config, network, disk, machine)
             .await
             .map_err(|error| fail(&error))?;
@@ -102,6 +118,8 @@ impl RaftHandle {
             queue,
             published,
             reach,
+            lineage,
+            disk: weak,
             id,
         })
     }
@@ -111,10 +129,42 @@ impl RaftHandle {
     /// # Errors
     /// When raft has stopped.
     pub async fn begin(&self, me: Member) -> Result<(), StartError> {
+        if self.lineage.name().is_empty() {
+            let name = lineage::draw().map_err(|error| StartError(error.chain()))?;
+            let named = self.lineage.meets(&name).await;
+            named.map_err(|error| StartError(error.to_string()))?;
+        }
         match self.raft.initialize(BTreeMap::from([(self.id, me)])).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(StartError(error.to_string())),
         }
+    }
+
+    /// Whether a message under this name is of the raft group that this manager is in; one that is in none is in it now.
+    ///
+    /// # Errors
+    /// When that could not be kept: one line.
+    pub async fn is_of_group(&self, lineage: &str) -> Result<bool, String> {
+        let meets = self.lineage.meets(lineage).await;
+        meets.map_err(|error| error.to_string())
+    }
+
+    /// The name of the raft group that this manager is in.
+    #[cfg(test)]
+    pub(super) fn lineage_name(&self) -> String {
+        self.lineage.name()
+    }
+
+    /// Seals the whole log with the newest of these keys.
+    ///
+    /// # Errors
+    /// When the log could not be written; it is then as it was.
+    pub async fn rotate(&self, keys: &LogKeys) -> Result<(), StartError> {
+        let failed = |error: String| StartError(format!("the log could not be sealed: {error}"));
+        let disk = self.disk.upgrade();
+        let disk = disk.ok_or_else(|| failed("it is closed".to_owned()))?;
+        let rotated = disk.rotate(keys).await;
+        rotated.map_err(|error| failed(error.to_string()))
     }
 
     /// Proposes one change and waits until it is committed and applied here.
@@ -264,7 +314,7 @@ impl RaftHandle {
         let mut states = self.published.subscribe();
         let there = |view: &Option<View>| view.as_ref().is_some_and(|it| it.version() >= version);
         // Either way the caller goes on with the state that there is.
-        let _ = tokio::time::timeout(LEADER_PATIENCE, states.wait_for(there)).await;
+        let _ = timeout(LEADER_PATIENCE, states.wait_for(there)).await;
     }
 
     /// Waits until this manager leads.
@@ -274,7 +324,7 @@ impl RaftHandle {
     pub async fn lead(&self) -> Result<(), StartError> {
         let mut metrics = self.raft.metrics();
         let leads = metrics.wait_for(|metrics| metrics.state == ServerState::Leader);
-        match tokio::time::timeout(LEADER_PATIENCE, leads).await {
+        match timeout(LEADER_PATIENCE, leads).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(StartError("consensus has stopped".to_owned())),
             Err(_) => Err(StartError("no leader was elected".to_owned())),
@@ -340,10 +390,18 @@ impl RaftHandle {
         &self.raft
     }
 
-    /// Stops taking part.
+    /// Stops taking part, and waits until the log is closed.
     pub async fn stop(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop cleanly: {error}");
+        }
+        let closed = async {
+            while !self.disk.is_closed() {
+                sleep(CLOSING).await;
+            }
+        };
+        if timeout(CLOSING_PATIENCE, closed).await.is_err() {
+            tracing::warn!("the log stays open although consensus has stopped");
         }
     }
 }

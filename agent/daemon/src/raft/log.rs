@@ -1,133 +1,20 @@
-//! Log, vote and snapshots in one redb file: a commit of the database is one fsync.
+//! openraft's log over [`Disk`].
 
-use std::{fmt::Debug, ops::RangeBounds, path::Path, sync::Arc};
+use std::{fmt::Debug, ops::RangeBounds};
 
 use openraft::{
     AnyError, ErrorSubject, ErrorVerb, LogId, LogState, OptionalSend, RaftLogReader, StorageError,
     StorageIOError, Vote,
     storage::{LogFlushed, RaftLogStorage},
 };
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
-use serde::{Serialize, de::DeserializeOwned};
+use redb::Durability;
 
-use super::types::{RaftEntry, RaftTypes};
+use super::{
+    disk::{COMMITTED, Disk, Failure, PURGED, VOTE, Writing},
+    types::{RaftEntry, RaftTypes},
+};
 
-/// Entries by their index, as JSON.
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-/// Single values by name, as JSON, and the snapshot's bytes.
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-
-const VOTE: &str = "vote";
-const COMMITTED: &str = "committed";
-const PURGED: &str = "purged";
-pub(super) const SNAPSHOT_META: &str = "snapshot-meta";
-pub(super) const SNAPSHOT: &str = "snapshot";
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-/// A snapshot's description, as JSON, and its bytes.
-type StoredSnapshot = (Vec<u8>, Vec<u8>);
 type Fallible<T> = Result<T, StorageError<u64>>;
-
-/// The database of raft.
-#[derive(Clone)]
-pub(super) struct Disk {
-    database: Arc<Database>,
-}
-
-impl Disk {
-    /// Opens or makes the database.
-    ///
-    /// # Errors
-    /// When the file is damaged or in use, or the file system refuses.
-    pub(super) fn open(path: &Path) -> Result<Self, redb::Error> {
-        let database = Database::create(path)?;
-        let write = database.begin_write()?;
-        write.open_table(LOG)?;
-        write.open_table(META)?;
-        write.commit()?;
-        Ok(Self {
-            database: Arc::new(database),
-        })
-    }
-
-    /// Runs a write on a thread that may block, and commits it.
-    async fn write<F>(&self, durability: Durability, work: F) -> Result<(), Failure>
-    where
-        F: FnOnce(&redb::WriteTransaction) -> Result<(), Failure> + Send + 'static,
-    {
-        let database = Arc::clone(&self.database);
-        let run = move || {
-            let mut transaction = database.begin_write()?;
-            transaction.set_durability(durability)?;
-            work(&transaction)?;
-            Ok(transaction.commit()?)
-        };
-        tokio::task::spawn_blocking(run).await?
-    }
-
-    fn meta<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Failure> {
-        let table = self.database.begin_read()?.open_table(META)?;
-        match table.get(name)? {
-            Some(bytes) => Ok(serde_json::from_slice(bytes.value())?),
-            None => Ok(None),
-        }
-    }
-
-    async fn set_meta<T: Serialize>(
-        &self,
-        name: &'static str,
-        value: &T,
-        durability: Durability,
-    ) -> Result<(), Failure> {
-        let bytes = serde_json::to_vec(value)?;
-        self.write(durability, move |transaction| {
-            transaction
-                .open_table(META)?
-                .insert(name, bytes.as_slice())?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Replaces the snapshot: its description and its bytes change together.
-    pub(super) async fn set_snapshot(&self, meta: Vec<u8>, bytes: Vec<u8>) -> Result<(), Failure> {
-        self.write(Durability::Immediate, move |transaction| {
-            let mut table = transaction.open_table(META)?;
-            table.insert(SNAPSHOT_META, meta.as_slice())?;
-            table.insert(SNAPSHOT, bytes.as_slice())?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// The snapshot's description and bytes.
-    pub(super) fn snapshot(&self) -> Result<Option<StoredSnapshot>, Failure> {
-        let table = self.database.begin_read()?.open_table(META)?;
-        let meta = table.get(SNAPSHOT_META)?;
-        let bytes = table.get(SNAPSHOT)?;
-        Ok(meta
-            .zip(bytes)
-            .map(|(meta, bytes)| (meta.value().to_vec(), bytes.value().to_vec())))
-    }
-
-    fn entries(&self, range: impl RangeBounds<u64>) -> Result<Vec<RaftEntry>, Failure> {
-        let table = self.database.begin_read()?.open_table(LOG)?;
-        let range = (range.start_bound().cloned(), range.end_bound().cloned());
-        let mut entries = Vec::new();
-        for item in table.range::<u64>(range)? {
-            let (_, bytes) = item?;
-            entries.push(serde_json::from_slice(bytes.value())?);
-        }
-        Ok(entries)
-    }
-
-    fn last_log_id(&self) -> Result<Option<LogId<u64>>, Failure> {
-        let table = self.database.begin_read()?.open_table(LOG)?;
-        let last = table.last()?;
-        let entry = last.map(|(_, bytes)| serde_json::from_slice::<RaftEntry>(bytes.value()));
-        Ok(entry.transpose()?.map(|entry| entry.log_id))
-    }
-}
 
 /// What openraft asks about storage, with the failure that is behind it.
 pub(super) fn storage_error(
@@ -198,18 +85,9 @@ impl RaftLogStorage<RaftTypes> for Disk {
         I: IntoIterator<Item = RaftEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let rows = entries
-            .into_iter()
-            .map(|entry| Ok((entry.log_id.index, serde_json::to_vec(&entry)?)))
-            .collect::<Result<Vec<_>, Failure>>()
-            .map_err(logs(ErrorVerb::Write))?;
-        let insert = move |transaction: &redb::WriteTransaction| {
-            let mut table = transaction.open_table(LOG)?;
-            for (index, bytes) in &rows {
-                table.insert(index, bytes.as_slice())?;
-            }
-            Ok(())
-        };
+        let entries: Vec<RaftEntry> = entries.into_iter().collect();
+        let insert =
+            move |writing: &Writing<'_>| entries.iter().try_for_each(|entry| writing.entry(entry));
         self.write(Durability::Immediate, insert)
             .await
             .map_err(logs(ErrorVerb::Write))?;
@@ -218,25 +96,16 @@ impl RaftLogStorage<RaftTypes> for Disk {
     }
 
     async fn truncate(&mut self, log_id: LogId<u64>) -> Fallible<()> {
-        let cut = move |transaction: &redb::WriteTransaction| {
-            let mut table = transaction.open_table(LOG)?;
-            table.retain_in(log_id.index.., |_, _| false)?;
-            Ok(())
-        };
+        let cut = move |writing: &Writing<'_>| writing.remove(log_id.index..);
         self.write(Durability::Immediate, cut)
             .await
             .map_err(logs(ErrorVerb::Delete))
     }
 
     async fn purge(&mut self, log_id: LogId<u64>) -> Fallible<()> {
-        let purge = move |transaction: &redb::WriteTransaction| {
-            let bytes = serde_json::to_vec(&log_id)?;
-            transaction
-                .open_table(META)?
-                .insert(PURGED, bytes.as_slice())?;
-            let mut table = transaction.open_table(LOG)?;
-            table.retain_in(..=log_id.index, |_, _| false)?;
-            Ok(())
+        let purge = move |writing: &Writing<'_>| {
+            writing.value(PURGED, &log_id)?;
+            writing.remove(..=log_id.index)
         };
         self.write(Durability::Immediate, purge)
             .await

@@ -1,8 +1,12 @@
 //! Consensus among the managers: openraft over redb and gRPC; the state machine is `skep_core::store`.
 
+mod disk;
 mod handle;
+mod keyring;
+mod lineage;
 mod log;
 mod network;
+pub mod recover;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,10 @@ use skep_core::wire::skep::RaftMessage;
 use tokio::sync::watch;
 use tonic::{Code, transport::Channel};
 
-use super::types::{Member, RaftTypes};
+use super::{
+    lineage::Lineage,
+    types::{Member, RaftTypes},
+};
 use crate::rpc::{MAX_CLIENT_MESSAGE, dial::Dialer, services::skep::raft_client::RaftClient};
 
 /// Pause before a manager that was not reached is tried again.
@@ -32,6 +35,7 @@ type Answer<T, E = RaftError<u64>> = Result<T, RPCError<u64, Member, E>>;
 /// Makes connections to the other managers.
 pub(super) struct Network {
     pub(super) dialer: Dialer,
+    pub(super) lineage: Arc<Lineage>,
     pub(super) reach: Arc<Reach>,
 }
 
@@ -39,6 +43,7 @@ pub(super) struct Network {
 pub(super) struct Link {
     target: u64,
     client: RaftClient<Channel>,
+    lineage: Arc<Lineage>,
     reach: Arc<Reach>,
     misses: u32,
 }
@@ -58,6 +63,7 @@ impl RaftNetworkFactory<RaftTypes> for Network {
         Link {
             target,
             client,
+            lineage: Arc::clone(&self.lineage),
             reach: Arc::clone(&self.reach),
             misses: 0,
         }
@@ -73,7 +79,10 @@ impl Link {
     {
         let document = serde_json::to_vec(request)
             .map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
-        let mut message = tonic::Request::new(RaftMessage { document });
+        let mut message = tonic::Request::new(RaftMessage {
+            document,
+            lineage: self.lineage.name(),
+        });
         message.set_timeout(limit);
         let answered = match method {
             Method::Append => self.client.append(message).await,

@@ -13,7 +13,8 @@ use skep_core::store::{Store, View};
 use tokio::sync::watch;
 
 use super::{
-    log::{Disk, storage_error},
+    disk::Disk,
+    log::storage_error,
     types::{Member, Outcome, RaftEntry, RaftTypes},
 };
 

@@ -252,6 +252,7 @@ mod tests {
             default_addr_pool: Vec::new(),
             subnet_size: 24,
             ingress_subnet: String::new(),
+            unlock_key: None,
             removed_nodes: BTreeMap::from([(removed, Timestamp(0))]),
         };
         let mut store = Store::default();

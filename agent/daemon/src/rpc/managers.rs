@@ -40,21 +40,37 @@ where
     }
     let document =
         serde_json::to_vec(&result).map_err(|error| Status::internal(error.to_string()))?;
-    Ok(Response::new(RaftMessage { document }))
+    let lineage = String::new();
+    Ok(Response::new(RaftMessage { document, lineage }))
 }
 
 fn stopped(error: &Fatal<u64>) -> Status {
     Status::unavailable(format!("consensus has stopped on this manager: {error}"))
 }
 
+impl ManagersService {
+    /// Refuses managers of another raft group: those that were left behind when one went on alone.
+    async fn check_lineage(&self, message: &RaftMessage) -> Result<(), Status> {
+        match self.0.raft().is_of_group(&message.lineage).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Status::failed_precondition(
+                "another raft group: the swarm was made anew from one of its managers (--force-new-cluster)",
+            )),
+            Err(error) => Err(Status::unavailable(error)),
+        }
+    }
+}
+
 #[async_trait]
 impl Raft for ManagersService {
     async fn append(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
+        self.check_lineage(request.get_ref()).await?;
         let raft = self.0.raft().raft();
         write(raft.append_entries(read(request.get_ref())?).await)
     }
 
     async fn vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
+        self.check_lineage(request.get_ref()).await?;
         let raft = self.0.raft().raft();
         write(raft.vote(read(request.get_ref())?).await)
     }
@@ -63,6 +79,7 @@ impl Raft for ManagersService {
         &self,
         request: Request<RaftMessage>,
     ) -> Result<Response<RaftMessage>, Status> {
+        self.check_lineage(request.get_ref()).await?;
         let raft = self.0.raft().raft();
         write(raft.install_snapshot(read(request.get_ref())?).await)
     }
@@ -139,6 +156,7 @@ fn write_error(error: &ApiError) -> skep::ControlError {
         ApiError::Conflict(why) => ("Conflict", vec![why.clone()]),
         ApiError::OutOfSequence => ("OutOfSequence", Vec::new()),
         ApiError::Precondition(why) => ("Precondition", vec![why.clone()]),
+        ApiError::Unauthorized(why) => ("Unauthorized", vec![why.clone()]),
         ApiError::Forbidden(why) => ("Forbidden", vec![why.clone()]),
         ApiError::Unavailable(why) => ("Unavailable", vec![why.clone()]),
     };
@@ -179,6 +197,7 @@ pub fn read_error(error: skep::ControlError) -> ApiError {
         "Conflict" => ApiError::Conflict(next()),
         "OutOfSequence" => ApiError::OutOfSequence,
         "Precondition" => ApiError::Precondition(next()),
+        "Unauthorized" => ApiError::Unauthorized(next()),
         "Forbidden" => ApiError::Forbidden(next()),
         "Unavailable" => ApiError::Unavailable(next()),
         other => ApiError::Unavailable(format!("{other}: {}", next())),
@@ -210,6 +229,7 @@ mod tests {
             ApiError::Conflict(text()),
             ApiError::OutOfSequence,
             ApiError::Precondition(text()),
+            ApiError::Unauthorized(text()),
             ApiError::Forbidden(text()),
             ApiError::Unavailable(text()),
         ];

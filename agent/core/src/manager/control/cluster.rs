@@ -7,18 +7,28 @@ use crate::{
     api::{ApiError, Cluster, ClusterResponse, ClusterSpec},
     manager::Ctx,
     store::{Change, Proposal, View},
+    wire::unlock::UnlockKey,
 };
 
 const MIN_CERT_EXPIRY: Duration = Duration::from_secs(3600);
 const MIN_HEARTBEAT: Duration = Duration::from_millis(100);
 const MAX_HEARTBEAT: Duration = Duration::from_secs(600);
 
-/// Changes the settings; `tokens` are the new worker and manager tokens, if they are rotated.
+/// What shall be another one.
+pub(super) struct Rotation<'a> {
+    pub(super) worker_token: Option<&'a str>,
+    pub(super) manager_token: Option<&'a str>,
+    /// The unlock key, if another one is needed.
+    pub(super) drawn_unlock_key: &'a UnlockKey,
+    pub(super) unlock_key: bool,
+}
+
+/// Changes the settings and rotates tokens and the unlock key.
 pub(super) fn update(
     view: &View,
     version: u64,
     spec: &ClusterSpec,
-    tokens: (Option<&str>, Option<&str>),
+    rotation: &Rotation<'_>,
     ctx: &mut Ctx,
 ) -> Result<(Proposal, ClusterResponse), ApiError> {
     let Some(cluster) = view.cluster() else {
@@ -33,15 +43,31 @@ pub(super) fn update(
     let mut cluster = Cluster::clone(cluster);
     cluster.spec = spec.clone();
     "default".clone_into(&mut cluster.spec.name);
-    let (worker, manager) = tokens;
-    if let Some(token) = worker {
+    cluster.unlock_key = unlock_key(cluster.unlock_key.as_ref(), spec, rotation)?;
+    if let Some(token) = rotation.worker_token {
         token.clone_into(&mut cluster.root_ca.join_tokens.worker);
     }
-    if let Some(token) = manager {
+    if let Some(token) = rotation.manager_token {
         token.clone_into(&mut cluster.root_ca.join_tokens.manager);
     }
     cluster.meta.updated_at = ctx.now;
     Ok((Proposal::of([Change::put_cluster(cluster)]), done()))
+}
+
+/// The key that managers lock their disks with from now on.
+fn unlock_key(
+    current: Option<&UnlockKey>,
+    spec: &ClusterSpec,
+    rotation: &Rotation<'_>,
+) -> Result<Option<UnlockKey>, ApiError> {
+    match (spec.locks_managers(), current) {
+        (false, _) if rotation.unlock_key => Err(ApiError::Precondition(
+            "cannot rotate because autolock is not turned on".to_owned(),
+        )),
+        (false, _) => Ok(None),
+        (true, Some(current)) if !rotation.unlock_key => Ok(Some(current.clone())),
+        (true, _) => Ok(Some(rotation.drawn_unlock_key.clone())),
+    }
 }
 
 /// Whether the settings of a cluster can be honoured; also for `swarm init`.
@@ -89,12 +115,6 @@ pub(crate) fn check_spec(spec: &ClusterSpec) -> Result<(), ApiError> {
             ca.force_rotate != 0,
         ),
         (
-            "EncryptionConfig.AutoLockManagers (--autolock)",
-            spec.encryption_config
-                .as_ref()
-                .is_some_and(|it| it.auto_lock_managers),
-        ),
-        (
             "TaskDefaults",
             spec.task_defaults.as_ref().is_some_and(|it| !is_empty(it)),
         ),
@@ -102,5 +122,72 @@ pub(crate) fn check_spec(spec: &ClusterSpec) -> Result<(), ApiError> {
     match flags.into_iter().find(|(_, set)| *set) {
         Some((field, _)) => Err(unsupported(field)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{ClusterRequest, cluster::EncryptionConfig},
+        testing::bench::Bench,
+    };
+
+    /// Asks for autolock, or not, with a key that was drawn; what the cluster has then.
+    fn update(
+        bench: &mut Bench,
+        autolock: bool,
+        drawn: u8,
+        rotate: bool,
+    ) -> Result<Option<UnlockKey>, ApiError> {
+        let view = bench.view();
+        let cluster = view.cluster().unwrap();
+        let encryption = EncryptionConfig {
+            auto_lock_managers: autolock,
+        };
+        let request = ClusterRequest::ClusterUpdate {
+            version: cluster.meta.version,
+            spec: Box::new(ClusterSpec {
+                encryption_config: Some(encryption),
+                ..cluster.spec.clone()
+            }),
+            new_worker_token: None,
+            new_manager_token: None,
+            drawn_unlock_key: UnlockKey::new([drawn; 32]),
+            rotate_unlock_key: rotate,
+        };
+        bench.request(&request)?;
+        Ok(bench.view().cluster().unwrap().unlock_key.clone())
+    }
+
+    #[test]
+    fn autolock_takes_a_drawn_key_and_keeps_it_until_it_is_rotated_or_turned_off() {
+        let mut bench = Bench::new(1);
+        let key = |byte| Ok(Some(UnlockKey::new([byte; 32])));
+        assert_eq!(update(&mut bench, false, 1, false), Ok(None));
+        assert_eq!(update(&mut bench, true, 2, false), key(2));
+        assert_eq!(update(&mut bench, true, 3, false), key(2));
+        assert_eq!(update(&mut bench, true, 4, true), key(4));
+        assert_eq!(update(&mut bench, false, 5, false), Ok(None));
+        let refused = update(&mut bench, false, 6, true).unwrap_err().to_string();
+        assert!(refused.contains("autolock is not turned on"), "{refused}");
+        assert_eq!(update(&mut bench, true, 7, false), key(7));
+    }
+
+    #[test]
+    fn a_request_does_not_show_the_key() {
+        let request = ClusterRequest::ClusterUpdate {
+            version: 1,
+            spec: Box::default(),
+            new_worker_token: None,
+            new_manager_token: None,
+            drawn_unlock_key: UnlockKey::new([0xa5; 32]),
+            rotate_unlock_key: true,
+        };
+        let shown = format!("{request:?}");
+        assert!(
+            !shown.contains("165") && !shown.contains("SWMKEY"),
+            "{shown}"
+        );
     }
 }

@@ -261,6 +261,7 @@ fn pools_of_a_new_swarm_are_checked() {
             cluster_id: bench.view().cluster().unwrap().id.clone(),
             root_ca: crate::api::RootCa::default(),
             spec: crate::api::ClusterSpec::default(),
+            drawn_unlock_key: crate::wire::unlock::UnlockKey::new([1; 32]),
             default_addr_pool: pools.iter().map(|pool| (*pool).to_owned()).collect(),
             subnet_size: size,
             data_path_port: 0,

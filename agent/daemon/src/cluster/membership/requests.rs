@@ -103,6 +103,8 @@ impl Membership {
         tracing::info!(node.id = %node_id, "a swarm was made, this node is its first manager");
         self.start(identity, cell, advertise, Some(manager), Vec::new())
             .await;
+        // Who hears that the swarm is made may rely on its lock.
+        self.follow_lock().await;
         Ok(node_id)
     }
 
@@ -188,7 +190,7 @@ impl Membership {
             let availability = self.vault.settings().unwrap_or_default().availability;
             self.remember(advertise, availability);
         }
-        self.resume(identity).await;
+        self.resume(identity, None).await;
         let done = match self.running {
             Some(_) => Ok(node_id),
             None => Err(ApiError::Unavailable(
@@ -278,8 +280,15 @@ impl Membership {
 
     pub(super) async fn leave(&mut self, force: bool) -> Result<(), ApiError> {
         let known = self.vault.node().ok().flatten();
-        let error = self.shared.status.borrow().state == LocalNodeState::Error;
-        if self.running.is_none() && self.joining.is_none() && known.is_none() && !error {
+        let state = self.shared.status.borrow().state;
+        let stuck = matches!(state, LocalNodeState::Error | LocalNodeState::Locked);
+        if state == LocalNodeState::Locked && !force {
+            return Err(ApiError::Unavailable(
+                "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message."
+                    .to_owned(),
+            ));
+        }
+        if self.running.is_none() && self.joining.is_none() && known.is_none() && !stuck {
             let why = "This node is not part of a swarm".to_owned();
             return Err(ApiError::Unavailable(why));
         }

@@ -3,11 +3,13 @@
 //! Debian 13 (26.1), unpacked from their packages.
 
 use std::{
+    io::Write,
     path::PathBuf,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::Arc,
 };
 
+use skep_core::wire::unlock::UnlockKey;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
@@ -29,13 +31,32 @@ struct Client {
 
 impl Client {
     fn run(&self, arguments: &str) -> Output {
-        Command::new(&self.program)
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command
             .args(&self.arguments)
             .args(arguments.split_whitespace())
             .env_clear()
-            .env("HOME", &self.home)
-            .output()
-            .unwrap()
+            .env("HOME", &self.home);
+        command
+    }
+
+    /// Runs a command that is given a line of input.
+    fn run_with(&self, arguments: &str, line: &str) -> Output {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "{line}").unwrap();
+        drop(input);
+        child.wait_with_output().unwrap()
     }
 
     /// Runs a command that must succeed; its standard output.
@@ -103,6 +124,23 @@ fn walk_through(client: &Client) {
     errors(client);
 }
 
+fn lock(client: &Client) {
+    let none = client.fails("swarm unlock-key");
+    assert!(none.contains("no unlock key is set"), "{none}");
+    let updated = client.shows(
+        "swarm update --autolock=true",
+        &["Swarm updated.", "SWMKEY-1-"],
+    );
+    let key = client.ok("swarm unlock-key -q");
+    assert!(updated.contains(key.trim()), "{updated}");
+    client.shows("swarm unlock-key --rotate", &["Successfully rotated"]);
+    assert_ne!(client.ok("swarm unlock-key -q"), key);
+    client.ok("swarm update --autolock=false");
+    client.fails("swarm unlock-key --rotate");
+    let open = client.fails("swarm unlock");
+    assert!(open.contains("swarm is not locked"), "{open}");
+}
+
 fn nodes(client: &Client) {
     client.shows("version", &["Engine", "1.45", "minimum version 1.24"]);
     client.shows("info", &["Swarm: inactive"]);
@@ -127,6 +165,7 @@ fn nodes(client: &Client) {
     client.shows("swarm join-token worker", &[join]);
     client.ok("swarm join-token --rotate worker");
     assert_ne!(worker, client.ok("swarm join-token -q worker"));
+    lock(client);
     let list = client.shows("node ls", &["swarm-worker2", "Ready", "Active", "Leader"]);
     assert_eq!(list.matches(" * ").count(), 1);
     client.shows(
@@ -240,6 +279,39 @@ fn errors(client: &Client) {
             text.to_lowercase().contains(&wanted.to_lowercase()),
             "{arguments}: {text}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs docker clients: SKEP_DOCKER=/path/docker:/other/docker"]
+async fn the_stock_client_unlocks_a_manager() {
+    for program in clients() {
+        let home = scratch("unlock");
+        let socket = home.join("api.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (management, key) = memory::locked();
+        let serving = tokio::spawn(listener::serve_unix(listener, router(management)));
+        let client = Client {
+            program,
+            arguments: vec!["-H".to_owned(), format!("unix://{}", socket.display())],
+            home: home.clone(),
+        };
+        tokio::task::spawn_blocking(move || {
+            client.shows("info", &["Swarm: locked"]);
+            let refused = client.fails("node ls");
+            assert!(refused.contains("needs to be unlocked"), "{refused}");
+            let wrong = UnlockKey::new([1; 32]);
+            let refused = client.run_with("swarm unlock", &wrong.text());
+            let errors = String::from_utf8(refused.stderr).unwrap();
+            assert!(errors.contains("invalid key provided"), "{errors}");
+            let done = client.run_with("swarm unlock", &key.text());
+            assert!(done.status.success(), "{done:?}");
+            client.shows("node ls", &["Leader"]);
+        })
+        .await
+        .unwrap();
+        serving.abort();
+        std::fs::remove_dir_all(home).unwrap();
     }
 }
 

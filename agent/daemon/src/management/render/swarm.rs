@@ -52,7 +52,7 @@ fn spec(cluster: &Cluster) -> Value {
         "Dispatcher": { "HeartbeatPeriod": heartbeat },
         "CAConfig": { "NodeCertExpiry": expiry },
         "TaskDefaults": {},
-        "EncryptionConfig": { "AutoLockManagers": false },
+        "EncryptionConfig": { "AutoLockManagers": cluster.spec.locks_managers() },
     })
 }
 

@@ -249,6 +249,7 @@ fn a_swarm_has_its_tokens_and_no_key() {
         default_addr_pool: vec!["10.0.0.0/8".to_owned()],
         subnet_size: 24,
         ingress_subnet: "10.255.0.0/16".to_owned(),
+        unlock_key: None,
         removed_nodes: std::collections::BTreeMap::new(),
     };
     let document = super::swarm::swarm(&cluster);
