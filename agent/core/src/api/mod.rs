@@ -23,13 +23,13 @@ pub use node::{
 };
 pub use request::{ApiError, ClusterRequest, ClusterResponse, Filters};
 pub use service::{
-    Endpoint, EndpointMode, EndpointSpec, PortConfig, Protocol, PublishMode, Service, ServiceMode,
-    ServiceSpec, UpdateConfig, UpdateStatus, VirtualIp,
+    Endpoint, EndpointMode, EndpointSpec, JobStatus, ModeKind, PortConfig, Protocol, PublishMode,
+    Service, ServiceMode, ServiceSpec, SlotKey, UpdateConfig, UpdateStatus, VirtualIp,
 };
 pub use subnet::{InvalidSubnet, Subnet};
 pub use task::{
-    ContainerStatus, NetworkAttachment, NetworkAttachmentConfig, Placement, RestartPolicy, Task,
-    TaskSpec, TaskState, TaskStatus,
+    ContainerStatus, NetworkAttachment, NetworkAttachmentConfig, Placement, PlacementPreference,
+    RestartPolicy, SpreadOver, Task, TaskSpec, TaskState, TaskStatus,
 };
 
 use serde::{Deserialize, Serialize};

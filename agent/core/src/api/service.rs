@@ -3,9 +3,10 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::{Labels, Meta, Network, TaskSpec, is_default, nanos, null_as_default};
+use super::{
+    Labels, Meta, Network, Node, Task, TaskSpec, TaskState, is_default, nanos, null_as_default,
+};
 use crate::{id::Id, time::Timestamp};
 
 /// A service as the store has it.
@@ -29,16 +30,49 @@ pub struct Service {
     /// How the last update went.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update_status: Option<UpdateStatus>,
+    /// Which run of a job this is; absent from services that are no jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_status: Option<JobStatus>,
     /// The user has removed it; it goes when its tasks are gone.
     pub pending_delete: bool,
 }
 
 impl Service {
-    /// How many tasks it shall have.
+    /// How many tasks it shall have, if it is replicated.
     #[must_use]
     pub fn replicas(&self) -> u64 {
         let replicated = self.spec.mode.replicated.as_ref();
         replicated.and_then(|mode| mode.replicas).unwrap_or(1)
+    }
+
+    /// The run that a job is in; `None` for a service that is no job.
+    #[must_use]
+    pub fn iteration(&self) -> Option<u64> {
+        self.job_status.as_ref().map(|job| job.job_iteration)
+    }
+
+    /// The slot of one of its tasks.
+    #[must_use]
+    pub fn slot_of(&self, task: &Task) -> SlotKey {
+        match (self.spec.mode.kind(), &task.node_id) {
+            (ModeKind::Global | ModeKind::GlobalJob, Some(node)) => SlotKey::Node(node.clone()),
+            (_, _) => SlotKey::Number(task.slot),
+        }
+    }
+
+    /// Whether a task belongs to what the service does now: to the run that it is in, if it is a job.
+    #[must_use]
+    pub fn is_current(&self, task: &Task) -> bool {
+        task.job_iteration == self.iteration()
+    }
+
+    /// Whether a task has done its part of the run that the job is in. It counts for good, and must not be
+    /// forgotten before that run is over, or its part would be done again.
+    #[must_use]
+    pub fn counts(&self, task: &Task) -> bool {
+        self.iteration().is_some()
+            && self.is_current(task)
+            && task.status.state == TaskState::Complete
     }
 
     /// Whether it publishes a port through the routing mesh.
@@ -81,6 +115,25 @@ pub struct ServiceSpec {
     pub networks: Vec<super::NetworkAttachmentConfig>,
 }
 
+/// What the tasks of a service that take each other's place have in common.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SlotKey {
+    /// The number of a replica, from 1, or of a replicated job's part, from 0.
+    Number(u64),
+    /// The node, for services that run once on each.
+    Node(Id<Node>),
+}
+
+/// Which run of a job this is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct JobStatus {
+    /// How often the service was updated: each update runs the job again, from 0.
+    pub job_iteration: u64,
+    /// When this run was asked for.
+    pub last_execution: Timestamp,
+}
+
 /// How many tasks a service has. Exactly one field is set; none means one replica.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
@@ -90,13 +143,92 @@ pub struct ServiceMode {
     pub replicated: Option<Replicated>,
     /// One task on each eligible node.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub global: Option<Value>,
+    pub global: Option<Global>,
     /// Tasks that run to their end, a number of times.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub replicated_job: Option<Value>,
+    pub replicated_job: Option<ReplicatedJob>,
     /// A task that runs to its end on each eligible node.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub global_job: Option<Value>,
+    pub global_job: Option<Global>,
+}
+
+/// The modes of services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModeKind {
+    /// A number of equal tasks.
+    Replicated,
+    /// One task on each eligible node.
+    Global,
+    /// Tasks that run to their end, a number of times.
+    ReplicatedJob,
+    /// A task that runs to its end on each eligible node.
+    GlobalJob,
+}
+
+impl ModeKind {
+    /// The name by which filters and flags know it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ModeKind::Replicated => "replicated",
+            ModeKind::Global => "global",
+            ModeKind::ReplicatedJob => "replicated-job",
+            ModeKind::GlobalJob => "global-job",
+        }
+    }
+
+    /// Whether its tasks are to end.
+    #[must_use]
+    pub fn is_job(self) -> bool {
+        matches!(self, ModeKind::ReplicatedJob | ModeKind::GlobalJob)
+    }
+}
+
+impl ServiceMode {
+    /// Which mode it is.
+    #[must_use]
+    pub fn kind(&self) -> ModeKind {
+        if self.global.is_some() {
+            ModeKind::Global
+        } else if self.replicated_job.is_some() {
+            ModeKind::ReplicatedJob
+        } else if self.global_job.is_some() {
+            ModeKind::GlobalJob
+        } else {
+            ModeKind::Replicated
+        }
+    }
+}
+
+/// Modes `global` and `global-job`, which have no settings.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Global {}
+
+/// Mode `replicated-job`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct ReplicatedJob {
+    /// How many tasks run at a time; 1 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u64>,
+    /// How many tasks must end well; as many as run at a time when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_completions: Option<u64>,
+}
+
+impl ReplicatedJob {
+    /// How many tasks run at a time.
+    #[must_use]
+    pub fn concurrent(&self) -> u64 {
+        self.max_concurrent.unwrap_or(1)
+    }
+
+    /// How many tasks must end well.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total_completions.unwrap_or_else(|| self.concurrent())
+    }
 }
 
 /// Mode `replicated`.

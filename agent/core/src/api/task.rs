@@ -95,9 +95,9 @@ pub struct Task {
     pub service_name: String,
     /// Labels of the service, for the container's labels.
     pub service_labels: Labels,
-    /// Its slot, from 1; 0 for a task of a global service.
+    /// Its slot, from 1, or from 0 for a replicated job; 0 for a task that belongs to a node.
     pub slot: u64,
-    /// The node that runs it, once one is chosen.
+    /// The node that runs it, once one is chosen; for a global service, from the beginning.
     #[serde(rename = "NodeID")]
     pub node_id: Option<Id<Node>>,
     /// What the node has observed.
@@ -117,16 +117,53 @@ pub struct Task {
     /// When the managers heard that it runs, by the leader's clock; absent if it never did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running_since: Option<Timestamp>,
+    /// The run of the job that it is part of; absent from tasks of services that are no jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_iteration: Option<u64>,
 }
 
 impl Task {
+    /// Whether the managers want it: to be prepared, to run, or to run to its end.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.desired_state <= TaskState::Complete
+    }
+
+    /// Whether it is wanted and has not ended.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.is_wanted() && !self.status.state.is_terminal()
+    }
+
+    /// Whether its node has ever been told of it. Before that nothing of it runs, and once it is not wanted
+    /// nothing of it will.
+    #[must_use]
+    pub fn is_assigned(&self) -> bool {
+        self.status.state >= TaskState::Assigned
+    }
+
+    /// The desired state of a task that may run: a job's task shall come to its end.
+    #[must_use]
+    pub fn goal(&self) -> TaskState {
+        match self.job_iteration {
+            Some(_) => TaskState::Complete,
+            None => TaskState::Running,
+        }
+    }
+
+    /// `<service>.<slot or node id>`, the same for all tasks of a slot.
+    #[must_use]
+    pub fn slot_name(&self) -> String {
+        match (self.slot, &self.node_id) {
+            (0, Some(node)) => format!("{}.{node}", self.service_name),
+            (slot, _) => format!("{}.{slot}", self.service_name),
+        }
+    }
+
     /// `<service>.<slot or node id>.<task id>`, the name of its container.
     #[must_use]
     pub fn name(&self) -> String {
-        match (self.slot, &self.node_id) {
-            (0, Some(node)) => format!("{}.{}.{}", self.service_name, node, self.id),
-            (slot, _) => format!("{}.{}.{}", self.service_name, slot, self.id),
-        }
+        format!("{}.{}", self.slot_name(), self.id)
     }
 }
 
@@ -225,12 +262,12 @@ pub struct Placement {
         deserialize_with = "null_as_default"
     )]
     pub constraints: Vec<String>,
-    /// Spread preferences.
+    /// What to spread over, the widest first.
     #[serde(
         skip_serializing_if = "is_default",
         deserialize_with = "null_as_default"
     )]
-    pub preferences: Vec<Value>,
+    pub preferences: Vec<PlacementPreference>,
     /// At most so many tasks of the service on a node; 0 is unlimited.
     #[serde(skip_serializing_if = "is_default")]
     pub max_replicas: u64,
@@ -240,6 +277,23 @@ pub struct Placement {
         deserialize_with = "null_as_default"
     )]
     pub platforms: Vec<super::Platform>,
+}
+
+/// One preference of a placement.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct PlacementPreference {
+    /// Spread over the values of a label; the only preference there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<SpreadOver>,
+}
+
+/// What tasks are spread over.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct SpreadOver {
+    /// `node.labels.<key>` or `engine.labels.<key>`.
+    pub spread_descriptor: String,
 }
 
 /// One network that a task joins.

@@ -271,7 +271,7 @@ impl<'a> Allocator<'a> {
         let mut proposals = Vec::new();
         for task in view.tasks() {
             let waits = task.status.state == TaskState::New;
-            if !waits || task.desired_state > TaskState::Running {
+            if !waits || !task.is_wanted() {
                 continue;
             }
             let Some(service) = view.service(&task.service_id) else {

@@ -58,7 +58,7 @@ impl Selection {
             .flat_map(|id| view.tasks_of_service(id));
         let single = self.tasks.iter().filter_map(|id| view.task(id));
         let placed = of_services.chain(single).filter_map(|task| {
-            let node = task.node_id.as_ref()?;
+            let node = task.node_id.as_ref().filter(|_| task.is_assigned())?;
             Some((node.clone(), task.id.clone()))
         });
         placed.collect()
@@ -69,7 +69,8 @@ impl Selection {
     #[must_use]
     pub fn publishable<'a>(&self, view: &'a View, node: &Id<Node>, task: &str) -> Option<&'a Task> {
         let task = view.task(&task.parse().ok()?)?;
-        let may = self.has(task) && task.node_id.as_ref() == Some(node);
+        let given = task.is_assigned() && task.node_id.as_ref() == Some(node);
+        let may = given && self.has(task);
         may.then_some(&**task)
     }
 }

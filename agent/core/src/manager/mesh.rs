@@ -138,8 +138,7 @@ impl Mesh {
         let Some(node_id) = known else {
             return;
         };
-        let serves =
-            task.status.state == TaskState::Running && task.desired_state <= TaskState::Running;
+        let serves = task.status.state == TaskState::Running && task.is_wanted();
         for attachment in &task.networks {
             let Some(network) = self.networks.get_mut(&attachment.network_id) else {
                 continue;
@@ -163,7 +162,7 @@ impl Mesh {
 
 /// Whether a task has, or is about to have, interfaces on its node.
 fn is_placed(task: &Task) -> bool {
-    task.status.state >= TaskState::Assigned && !task.status.state.is_terminal()
+    task.is_assigned() && !task.status.state.is_terminal()
 }
 
 fn node(node: &Node) -> Option<MeshNode> {

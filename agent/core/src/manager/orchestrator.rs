@@ -1,14 +1,15 @@
 //! Decides which tasks there shall be.
 
+mod global;
+mod job;
 mod replicated;
 pub(crate) mod restart;
+mod slots;
 pub(crate) mod update;
-
-use std::collections::BTreeMap;
 
 use super::Ctx;
 use crate::{
-    api::{Meta, Service, Task, TaskState, TaskStatus, encoded_len},
+    api::{Meta, ModeKind, Service, SlotKey, Task, TaskState, TaskStatus, encoded_len},
     id::Id,
     store::{Change, Proposal, View},
 };
@@ -32,7 +33,12 @@ pub fn orchestrate(view: &View, ctx: &mut Ctx) -> Vec<Proposal> {
             proposals.extend(tasks.filter_map(|task| remove(task)));
             continue;
         }
-        proposals.extend(replicated::plan(view, service, &mut room, ctx));
+        let plan = match service.spec.mode.kind() {
+            ModeKind::Replicated => replicated::plan,
+            ModeKind::Global => global::plan,
+            ModeKind::ReplicatedJob | ModeKind::GlobalJob => job::plan,
+        };
+        proposals.extend(plan(view, service, &mut room, ctx));
     }
     let stray = view
         .tasks()
@@ -79,6 +85,12 @@ impl<'a> ServicePlan<'a> {
         self.proposals.push(proposal);
     }
 
+    /// Adds a change that stands alone.
+    fn change(&mut self, change: Option<Change>) {
+        let proposal = change.map(|change| Proposal::of([change]));
+        self.proposals.extend(proposal);
+    }
+
     fn task_bytes(&mut self, service: &Service) -> usize {
         let spec = &service.spec;
         *self.task_bytes.get_or_insert_with(|| {
@@ -87,48 +99,16 @@ impl<'a> ServicePlan<'a> {
     }
 }
 
-/// The tasks of one slot, oldest first; those that are being removed are left out.
-#[derive(Default)]
-struct Slot<'a> {
-    tasks: Vec<&'a Task>,
-}
-
-impl<'a> Slot<'a> {
-    /// Tasks that run or shall run.
-    fn live(&self) -> impl Iterator<Item = &'a Task> {
-        self.tasks.iter().copied().filter(|task| is_live(task))
-    }
-
-    fn newest(&self) -> Option<&'a Task> {
-        self.tasks.last().copied()
-    }
-}
-
-/// Whether a task is wanted and has not ended.
-fn is_live(task: &Task) -> bool {
-    task.desired_state <= TaskState::Running && !task.status.state.is_terminal()
-}
-
-fn slots<'a>(view: &'a View, service: &Service) -> BTreeMap<u64, Slot<'a>> {
-    let mut slots: BTreeMap<u64, Slot<'a>> = BTreeMap::new();
-    for task in view.tasks_of_service(&service.id) {
-        if task.desired_state < TaskState::Remove {
-            slots.entry(task.slot).or_default().tasks.push(task);
-        }
-    }
-    for slot in slots.values_mut() {
-        slot.tasks
-            .sort_by(|a, b| (a.meta.created_at, &a.id).cmp(&(b.meta.created_at, &b.id)));
-    }
-    slots
-}
-
 /// A task of a service as its spec is now. It comes after `predecessor` in its slot.
-fn new_task(service: &Service, slot: u64, predecessor: Option<&Task>, ctx: &mut Ctx) -> Task {
+fn new_task(service: &Service, key: &SlotKey, predecessor: Option<&Task>, ctx: &mut Ctx) -> Task {
+    let (slot, node_id) = match key {
+        SlotKey::Number(slot) => (*slot, None),
+        SlotKey::Node(node) => (0, Some(node.clone())),
+    };
     // The order in a slot is the order of creation, also when the clock was set back.
     let after = predecessor.map(|task| task.meta.created_at.0 + 1);
     let created_at = crate::time::Timestamp(after.map_or(ctx.now.0, |after| after.max(ctx.now.0)));
-    Task {
+    let task = Task {
         id: Id::draw(&mut ctx.rng),
         meta: Meta {
             version: 0,
@@ -141,7 +121,7 @@ fn new_task(service: &Service, slot: u64, predecessor: Option<&Task>, ctx: &mut 
         service_name: service.spec.name.clone(),
         service_labels: service.spec.labels.clone(),
         slot,
-        node_id: None,
+        node_id,
         status: TaskStatus {
             timestamp: ctx.now,
             state: TaskState::New,
@@ -157,6 +137,11 @@ fn new_task(service: &Service, slot: u64, predecessor: Option<&Task>, ctx: &mut 
         not_before: None,
         predecessor: predecessor.map(|task| task.id.clone()),
         running_since: None,
+        job_iteration: service.iteration(),
+    };
+    Task {
+        desired_state: task.goal(),
+        ..task
     }
 }
 

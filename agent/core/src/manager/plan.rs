@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    api::{Meta, Service},
+    api::{Meta, Service, SlotKey},
     id::Id,
     store::{Change, Object, ObjectId, Proposal, View},
     time::Timestamp,
@@ -78,11 +78,14 @@ impl<'a> Plan<'a> {
     /// those are new in this plan, the task may not come without them. The tasks of a slot make way for
     /// each other: they change together.
     fn join_dependent(&mut self) {
-        let mut slots: BTreeMap<(Id<Service>, u64), usize> = BTreeMap::new();
+        let mut slots: BTreeMap<(Id<Service>, SlotKey), usize> = BTreeMap::new();
         for position in 0..self.objects.len() {
             let needs = match self.work.object(&self.objects[position]) {
                 Some(Object::Task(task)) => {
-                    let slot = (task.service_id.clone(), task.slot);
+                    let service = self.work.service(&task.service_id);
+                    let number = SlotKey::Number(task.slot);
+                    let key = service.map_or(number, |service| service.slot_of(&task));
+                    let slot = (task.service_id.clone(), key);
                     let first = *slots.entry(slot).or_insert(position);
                     self.join(first, position);
                     let networks = task.networks.iter().map(|it| it.network_id.clone());

@@ -6,10 +6,10 @@
 mod filters;
 mod lists;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    api::{ApiError, Network, Node, Service, Task, TaskState},
+    api::{ApiError, ModeKind, Network, Node, Service, Task, TaskState},
     id::Id,
     store::View,
 };
@@ -60,17 +60,14 @@ pub fn find_network(view: &View, reference: &str) -> Result<Arc<Network>, ApiErr
     )
 }
 
-/// The task with this id, name (`service.slot.id`, or `service.slot` while one task of the slot lives)
-/// or unambiguous prefix of an id.
+/// The task with this id, name (`service.slot.id`, or `service.slot` while one task of the slot lives; the
+/// node's id is the slot of a global service) or unambiguous prefix of an id.
 ///
 /// # Errors
 /// `NotFound` or `Ambiguous`.
 pub fn find_task(view: &View, reference: &str) -> Result<Arc<Task>, ApiError> {
-    let named = |task: &Task| {
-        let slot = || format!("{}.{}", task.service_name, task.slot);
-        let live = task.desired_state <= TaskState::Running && !task.status.state.is_terminal();
-        task.name() == reference || (live && slot() == reference)
-    };
+    let named =
+        |task: &Task| task.name() == reference || (task.is_live() && task.slot_name() == reference);
     resolve("task", reference, view.tasks(), |it| it.id.as_str(), named)
 }
 
@@ -127,18 +124,35 @@ pub struct ServiceStatus {
     pub completed_tasks: u64,
 }
 
-/// How many tasks of a service run, and how many shall.
+/// How many tasks of a service run, and how many shall; of a job, those of its present run.
 #[must_use]
 pub fn service_status(view: &View, service: &Service) -> ServiceStatus {
+    let (mut running, mut wanted, mut done) = (0, BTreeSet::new(), BTreeSet::new());
     let tasks = view.tasks_of_service(&service.id);
-    let running = tasks.filter(|task| {
-        let wanted = task.desired_state <= TaskState::Running;
-        wanted && task.status.state == TaskState::Running
-    });
+    for task in tasks.filter(|task| service.is_current(task)) {
+        if task.is_wanted() && task.status.state == TaskState::Running {
+            running += 1;
+        }
+        if service.counts(task) {
+            done.insert(service.slot_of(task));
+        } else if task.is_wanted() {
+            wanted.insert(service.slot_of(task));
+        }
+    }
+    let mode = &service.spec.mode;
+    let desired = match mode.kind() {
+        ModeKind::Replicated => service.replicas(),
+        ModeKind::ReplicatedJob => mode
+            .replicated_job
+            .as_ref()
+            .map_or(1, |job| job.concurrent()),
+        // As many as there are eligible nodes; of a job, those that have not done their part.
+        ModeKind::Global | ModeKind::GlobalJob => wanted.difference(&done).count() as u64,
+    };
     ServiceStatus {
-        running_tasks: running.count() as u64,
-        desired_tasks: service.replicas(),
-        completed_tasks: 0,
+        running_tasks: running,
+        desired_tasks: desired,
+        completed_tasks: done.len() as u64,
     }
 }
 

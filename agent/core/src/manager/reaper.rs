@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    api::{Service, Task, TaskState},
+    api::{Service, SlotKey, Task, TaskState},
     manager::Ctx,
     store::{Change, ObjectId, Proposal, View},
 };
@@ -43,7 +43,7 @@ fn reap_service(
     proposals: &mut Vec<Proposal>,
 ) {
     let mut left = 0;
-    let mut ended: BTreeMap<u64, Vec<&Task>> = BTreeMap::new();
+    let mut ended: BTreeMap<SlotKey, Vec<&Task>> = BTreeMap::new();
     for task in view.tasks_of_service(&service.id) {
         let removed = task.desired_state >= TaskState::Remove || service.pending_delete;
         if removed && is_over(task) {
@@ -51,8 +51,8 @@ fn reap_service(
             continue;
         }
         left += 1;
-        if task.desired_state > TaskState::Running && is_over(task) {
-            ended.entry(task.slot).or_default().push(task);
+        if !task.is_wanted() && is_over(task) && !service.counts(task) {
+            ended.entry(service.slot_of(task)).or_default().push(task);
         }
     }
     if service.pending_delete && left == 0 {
@@ -85,8 +85,7 @@ fn attempts_to_remember(service: &Service) -> usize {
 
 /// Nothing of it runs and nothing of it will.
 fn is_over(task: &Task) -> bool {
-    task.status.state.is_terminal()
-        || (task.desired_state > TaskState::Running && task.node_id.is_none())
+    task.status.state.is_terminal() || (!task.is_wanted() && !task.is_assigned())
 }
 
 fn delete(task: &Task) -> Change {

@@ -27,9 +27,9 @@ pub fn retire(view: &View, ctx: &mut Ctx) -> Vec<Proposal> {
         let node = view.node(node_id).map(|node| &**node);
         let fate = *fates.entry(node_id).or_insert_with(|| fate(node, ctx));
         let misplaced = || node.is_some_and(|node| !allowed(task, node));
-        let stop = fate != Fate::Keep || (task.desired_state <= TaskState::Running && misplaced());
+        let stop = fate != Fate::Keep || (task.is_wanted() && misplaced());
         let mut next = Task::clone(task);
-        if stop && task.desired_state <= TaskState::Running {
+        if stop && task.is_wanted() && !has_done_its_part(task) {
             next.desired_state = TaskState::Shutdown;
         }
         if fate == Fate::Orphan && !task.status.state.is_terminal() {
@@ -65,6 +65,11 @@ fn fate(node: Option<&Node>, ctx: &mut Ctx) -> Fate {
         Availability::Drain => Fate::Stop,
         Availability::Active | Availability::Pause => Fate::Keep,
     }
+}
+
+/// A job's task that has ended well needs its node no more.
+fn has_done_its_part(task: &Task) -> bool {
+    task.desired_state == TaskState::Complete && task.status.state == TaskState::Complete
 }
 
 fn allowed(task: &Task, node: &Node) -> bool {

@@ -83,6 +83,7 @@ fn whoami() -> Task {
         not_before: None,
         predecessor: None,
         running_since: None,
+        job_iteration: None,
     }
 }
 

@@ -8,7 +8,8 @@ use crate::{
         EngineDescription, JoinTokens, Meta, Network, NetworkAttachmentConfig, NetworkSpec, Node,
         NodeDescription, NodeSpec, NodeState, NodeStatus, Platform, Resources, Role, RootCa,
         Service, ServiceMode, ServiceSpec, Task, TaskSpec, TaskState, TaskStatus,
-        node::Certificate, service::Replicated,
+        node::Certificate,
+        service::{Global, Replicated, ReplicatedJob},
     },
     id::Id,
     manager::{self, Ctx, control},
@@ -118,6 +119,45 @@ pub fn service(name: &str, replicas: u64) -> ServiceSpec {
             ..ServiceMode::default()
         },
         ..ServiceSpec::default()
+    }
+}
+
+/// A service with one task on each eligible node.
+#[must_use]
+pub fn global(name: &str) -> ServiceSpec {
+    ServiceSpec {
+        mode: ServiceMode {
+            global: Some(Global {}),
+            ..ServiceMode::default()
+        },
+        ..service(name, 0)
+    }
+}
+
+/// A job of `total` tasks, of which `concurrent` run at a time.
+#[must_use]
+pub fn job(name: &str, concurrent: u64, total: u64) -> ServiceSpec {
+    ServiceSpec {
+        mode: ServiceMode {
+            replicated_job: Some(ReplicatedJob {
+                max_concurrent: Some(concurrent),
+                total_completions: Some(total),
+            }),
+            ..ServiceMode::default()
+        },
+        ..service(name, 0)
+    }
+}
+
+/// A job with one task on each eligible node.
+#[must_use]
+pub fn global_job(name: &str) -> ServiceSpec {
+    ServiceSpec {
+        mode: ServiceMode {
+            global_job: Some(Global {}),
+            ..ServiceMode::default()
+        },
+        ..service(name, 0)
     }
 }
 
@@ -282,9 +322,7 @@ impl Bench {
     #[must_use]
     pub fn live(&self, service: &Id<Service>) -> Vec<Arc<Task>> {
         let mut tasks = self.tasks(service);
-        tasks.retain(|task| {
-            task.desired_state <= TaskState::Running && !task.status.state.is_terminal()
-        });
+        tasks.retain(|task| task.is_live());
         tasks
     }
 
@@ -322,13 +360,12 @@ impl Bench {
                 if !obeys || state.is_terminal() {
                     continue;
                 }
-                let wanted = task.desired_state;
-                let to = if wanted > TaskState::Running {
-                    TaskState::Shutdown
-                } else {
-                    wanted
+                // A job's program runs on until a test lets it end.
+                let to = match task.is_wanted() {
+                    true => task.desired_state.min(TaskState::Running),
+                    false => TaskState::Shutdown,
                 };
-                if state < to {
+                if state < to && task.is_assigned() {
                     self.report(&task, to);
                     news = true;
                 }
@@ -354,6 +391,12 @@ impl Bench {
     pub fn change_node(&mut self, hostname: &str, change: impl FnOnce(&mut Node)) {
         let mut node = self.node(hostname);
         change(&mut node);
+        self.must([Change::put_node(node)]);
+    }
+
+    /// Another ready worker joins.
+    pub fn join(&mut self, hostname: &str, addr: IpAddr) {
+        let node = node(&mut self.ctx.rng, hostname, addr, Role::Worker);
         self.must([Change::put_node(node)]);
     }
 

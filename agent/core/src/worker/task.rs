@@ -525,5 +525,6 @@ fn stray_task(id: &Id<Task>) -> Task {
         not_before: None,
         predecessor: None,
         running_since: None,
+        job_iteration: None,
     }
 }

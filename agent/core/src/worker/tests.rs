@@ -50,6 +50,7 @@ pub(crate) fn task(number: u128) -> Task {
         not_before: None,
         predecessor: None,
         running_since: None,
+        job_iteration: None,
     }
 }
 
@@ -366,6 +367,22 @@ fn a_task_wanted_ready_waits_for_its_turn() {
     bench.want(10, TaskState::Running);
     bench.settle();
     assert_eq!(bench.state(10), TaskState::Running);
+}
+
+#[test]
+fn a_task_of_a_job_runs_to_its_end() {
+    let mut bench = Bench::new();
+    bench.connect();
+    let mut part = task(10);
+    (part.job_iteration, part.desired_state) = (Some(0), TaskState::Complete);
+    bench.assigned.insert(part.id.clone(), part);
+    bench.want(10, TaskState::Complete);
+    bench.settle();
+    assert_eq!(bench.state(10), TaskState::Running);
+    assert_eq!(bench.phase(10), Some(&Phase::Running), "nobody stops it");
+    bench.end(&Bench::id_of(10), 0);
+    bench.settle();
+    assert_eq!(bench.state(10), TaskState::Complete);
 }
 
 #[test]
@@ -693,7 +710,7 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        3 => (0..4u8, 0..3u8).prop_map(|(task, state)| Event::Want(task, state)),
+        3 => (0..4u8, 0..4u8).prop_map(|(task, state)| Event::Want(task, state)),
         1 => (0..4u8).prop_map(Event::Unassign),
         12 => (any::<u8>(), any::<u8>()).prop_map(|(pick, how)| Event::Answer(pick, how)),
         1 => (0..4u8, any::<u8>()).prop_map(|(task, code)| Event::End(task, code)),
@@ -711,8 +728,13 @@ fn event() -> impl Strategy<Value = Event> {
 fn happen(bench: &mut Bench, event: &Event) {
     match event {
         Event::Want(task, state) => {
-            let state =
-                [TaskState::Ready, TaskState::Running, TaskState::Shutdown][usize::from(*state)];
+            let states = [
+                TaskState::Ready,
+                TaskState::Running,
+                TaskState::Complete,
+                TaskState::Shutdown,
+            ];
+            let state = states[usize::from(*state)];
             bench.want(u128::from(*task), state);
         }
         Event::Unassign(task) => bench.unassign(u128::from(*task)),
@@ -778,7 +800,9 @@ proptest! {
                 (_, state) if state.is_terminal() => prop_assert!(!runs, "{state:?} and it runs"),
                 (TaskState::Ready, TaskState::Ready) => prop_assert_eq!(phase, Some(&Phase::Created)),
                 // Wanted Ready by a manager that already saw it run: it runs on.
-                (TaskState::Ready | TaskState::Running, TaskState::Running) => prop_assert!(runs),
+                (TaskState::Ready | TaskState::Running | TaskState::Complete, TaskState::Running) => {
+                    prop_assert!(runs);
+                }
                 other => prop_assert!(false, "{other:?} with {phase:?}"),
             }
         }

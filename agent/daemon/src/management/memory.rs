@@ -179,13 +179,14 @@ impl State {
 
 /// What a node that does as it is told says of a task next.
 fn report(task: &Task) -> Option<Proposal> {
-    let node = task.node_id.clone()?;
+    let node = task.node_id.clone().filter(|_| task.is_assigned())?;
     let next = match (task.desired_state, task.status.state) {
         (_, state) if state.is_terminal() => return None,
         (TaskState::Shutdown | TaskState::Remove, _) => TaskState::Shutdown,
         (_, TaskState::Assigned) => TaskState::Preparing,
         (_, TaskState::Preparing) => TaskState::Ready,
-        (TaskState::Running, TaskState::Ready) => TaskState::Running,
+        (TaskState::Running | TaskState::Complete, TaskState::Ready) => TaskState::Running,
+        (TaskState::Complete, TaskState::Running) => TaskState::Complete,
         (_, _) => return None,
     };
     let status = TaskStatus {

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::{
     api::{
-        ContainerStatus, Labels, NetworkAttachmentConfig, Placement, RestartPolicy, Task, TaskSpec,
-        TaskState, TaskStatus,
+        ContainerStatus, Labels, NetworkAttachmentConfig, Placement, PlacementPreference,
+        RestartPolicy, SpreadOver, Task, TaskSpec, TaskState, TaskStatus,
         task::{LogDriver, RestartCondition},
     },
     wire::swarmkit as pb,
@@ -53,6 +53,7 @@ pub fn task(task: &Task, lookup: Lookup<'_>) -> pb::Task {
         spec_version: Some(pb::Version {
             index: task.spec_version,
         }),
+        job_iteration: task.job_iteration.map(|index| pb::Version { index }),
         ..pb::Task::default()
     }
 }
@@ -93,6 +94,7 @@ pub fn read_task(message: pb::Task) -> Result<Task, MessageError> {
         not_before: None,
         predecessor: None,
         running_since: None,
+        job_iteration: message.job_iteration.map(|version| version.index),
     })
 }
 
@@ -141,8 +143,11 @@ fn read_spec(
             constraints: placement.constraints,
             max_replicas: placement.max_replicas,
             platforms: placement.platforms.into_iter().map(read_platform).collect(),
-            // Preferences steer the scheduler, which has done its work.
-            preferences: Vec::new(),
+            preferences: placement
+                .preferences
+                .into_iter()
+                .map(read_preference)
+                .collect(),
         }),
         networks: message
             .networks
@@ -181,10 +186,28 @@ fn driver(driver: &LogDriver) -> pb::Driver {
 fn placement(placement: &Placement) -> pb::Placement {
     pb::Placement {
         constraints: placement.constraints.clone(),
-        preferences: Vec::new(),
+        preferences: placement.preferences.iter().map(preference).collect(),
         platforms: placement.platforms.iter().map(platform).collect(),
         max_replicas: placement.max_replicas,
     }
+}
+
+fn preference(preference: &PlacementPreference) -> pb::PlacementPreference {
+    let spread = preference.spread.as_ref().map(|spread| pb::SpreadOver {
+        spread_descriptor: spread.spread_descriptor.clone(),
+    });
+    pb::PlacementPreference {
+        preference: spread.map(pb::placement_preference::Preference::Spread),
+    }
+}
+
+fn read_preference(message: pb::PlacementPreference) -> PlacementPreference {
+    let spread = message.preference.map(|preference| match preference {
+        pb::placement_preference::Preference::Spread(spread) => SpreadOver {
+            spread_descriptor: spread.spread_descriptor,
+        },
+    });
+    PlacementPreference { spread }
 }
 
 /// An absent condition is `any` in both worlds' APIs; swarmkit's zero value would be `none`.

@@ -9,9 +9,9 @@ use crate::{
     api::{
         ContainerSpec, ContainerStatus, DriverState, Endpoint, EndpointMode, EndpointSpec, Meta,
         Mount, MountType, Network, NetworkAttachment, NetworkAttachmentConfig, NetworkSpec,
-        NodeDescription, Placement, Platform, PortConfig, Protocol, PublishMode,
-        ResourceRequirements, Resources, RestartPolicy, Task, TaskSpec, TaskState, TaskStatus,
-        VirtualIp,
+        NodeDescription, Placement, PlacementPreference, Platform, PortConfig, Protocol,
+        PublishMode, ResourceRequirements, Resources, RestartPolicy, SpreadOver, Task, TaskSpec,
+        TaskState, TaskStatus, VirtualIp,
         container::{DnsConfig, TmpfsOptions, Ulimit},
         task::{LogDriver, RestartCondition},
     },
@@ -141,12 +141,16 @@ fn task_spec() -> TaskSpec {
         }),
         placement: Some(Placement {
             constraints: vec!["node.role==worker".to_owned()],
+            preferences: vec![PlacementPreference {
+                spread: Some(SpreadOver {
+                    spread_descriptor: "node.labels.zone".to_owned(),
+                }),
+            }],
             max_replicas: 1,
             platforms: vec![Platform {
                 architecture: "x86_64".to_owned(),
                 os: "linux".to_owned(),
             }],
-            ..Placement::default()
         }),
         networks: vec![NetworkAttachmentConfig {
             target: "my-demo".to_owned(),
@@ -218,6 +222,7 @@ fn full_task() -> Task {
         not_before: None,
         predecessor: None,
         running_since: None,
+        job_iteration: Some(3),
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::{done, invalid, names, service::refuse, unsupported};
 use crate::{
-    api::{ApiError, ClusterResponse, IpamConfig, Meta, Network, NetworkSpec, Subnet, TaskState},
+    api::{ApiError, ClusterResponse, IpamConfig, Meta, Network, NetworkSpec, Subnet},
     id::Id,
     manager::{Ctx, allocator, query},
     store::{Change, ObjectId, Proposal, View},
@@ -223,9 +223,7 @@ pub(super) fn remove(view: &View, reference: &str) -> Answer {
     }
     let task = view.tasks().find(|task| {
         let joined = task.networks.iter().any(|it| it.network_id == network.id);
-        joined
-            && task.desired_state <= TaskState::Running
-            && task.status.state <= TaskState::Running
+        joined && task.is_live()
     });
     if let Some(task) = task {
         return Err(ApiError::Precondition(format!(

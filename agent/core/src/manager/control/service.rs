@@ -3,7 +3,8 @@
 use super::{done, invalid, is_empty, names, ports, task, unsupported};
 use crate::{
     api::{
-        ApiError, ClusterResponse, Endpoint, Meta, Service, ServiceMode, ServiceSpec, UpdateConfig,
+        ApiError, ClusterResponse, Endpoint, JobStatus, Meta, ModeKind, Service, ServiceMode,
+        ServiceSpec, UpdateConfig, service::Replicated,
     },
     id::Id,
     manager::{Ctx, orchestrator::update, query},
@@ -28,6 +29,10 @@ pub(super) fn create(view: &View, spec: &ServiceSpec, ctx: &mut Ctx) -> Answer {
         )));
     }
     let id = Id::draw(&mut ctx.rng);
+    let job_status = spec.mode.kind().is_job().then_some(JobStatus {
+        job_iteration: 0,
+        last_execution: ctx.now,
+    });
     let service = Service {
         id: id.clone(),
         meta: Meta {
@@ -40,6 +45,7 @@ pub(super) fn create(view: &View, spec: &ServiceSpec, ctx: &mut Ctx) -> Answer {
         spec_version: 0,
         endpoint: Endpoint::default(),
         update_status: None,
+        job_status,
         pending_delete: false,
     };
     let proposal = Proposal::of([Change::put_service(service)]);
@@ -60,6 +66,11 @@ pub(super) fn update(
     }
     let mut service = Service::clone(&old);
     service.meta.updated_at = ctx.now;
+    // Whatever an update changes, the job runs again.
+    if let Some(job) = &mut service.job_status {
+        job.job_iteration += 1;
+        job.last_execution = ctx.now;
+    }
     if rollback {
         let Some(previous) = &service.previous_spec else {
             return Err(ApiError::Precondition(format!(
@@ -71,6 +82,10 @@ pub(super) fn update(
         let previous = checked(view, previous.clone(), Some(&old))?;
         service.previous_spec = Some(previous);
         update::roll_back(&mut service, ctx.now, "manually requested rollback");
+        if service.job_status.is_some() {
+            // A job does not roll: it runs again as a whole.
+            service.update_status = None;
+        }
         return Ok((Proposal::of([Change::put_service(service)]), done()));
     }
     let mut spec = spec.clone();
@@ -81,6 +96,13 @@ pub(super) fn update(
         return Err(unsupported(format!(
             "renaming service {} to {}",
             old.spec.name, spec.name
+        )));
+    }
+    if spec.mode.kind() != old.spec.mode.kind() {
+        return Err(ApiError::Precondition(format!(
+            "service mode change is not allowed: {} is {}; remove it and create it anew",
+            old.spec.name,
+            old.spec.mode.kind().as_str()
         )));
     }
     let spec = checked(view, spec, Some(&old))?;
@@ -113,7 +135,7 @@ fn checked(
     names::check_labels("Labels", &spec.labels)?;
     // Each task carries them too.
     names::check_size("Labels", &spec.labels)?;
-    check_mode(&spec.mode)?;
+    check_mode(&mut spec.mode)?;
     // Clients before API 1.44 name the networks here.
     if spec.task_template.networks.is_empty() {
         spec.task_template.networks = std::mem::take(&mut spec.networks);
@@ -126,6 +148,10 @@ fn checked(
         ("RollbackConfig", &spec.rollback_config),
     ] {
         if let Some(config) = config {
+            if spec.mode.kind().is_job() {
+                let why = "update and rollback configuration is not supported for jobs";
+                return Err(invalid(field, format!("{why}: leave it out")));
+            }
             check_update_config(field, config)?;
         }
     }
@@ -136,29 +162,46 @@ fn checked(
     Ok(spec)
 }
 
-fn check_mode(mode: &ServiceMode) -> Result<(), ApiError> {
-    let others = [
-        ("Mode.Global (--mode global)", &mode.global),
-        (
-            "Mode.ReplicatedJob (--mode replicated-job)",
-            &mode.replicated_job,
-        ),
-        ("Mode.GlobalJob (--mode global-job)", &mode.global_job),
+/// Checks a mode and writes out its numbers, which clients expect in what they read.
+fn check_mode(mode: &mut ServiceMode) -> Result<(), ApiError> {
+    let given = [
+        mode.replicated.is_some(),
+        mode.global.is_some(),
+        mode.replicated_job.is_some(),
+        mode.global_job.is_some(),
     ];
-    for (field, value) in others {
-        // An empty object chooses the mode as well: only an absent one says nothing.
-        if value.as_ref().is_some_and(|value| !value.is_null()) {
-            return Err(unsupported(field));
+    if given.into_iter().filter(|given| *given).count() > 1 {
+        return Err(invalid("Mode", "must specify only one service mode"));
+    }
+    let kind = mode.kind();
+    if kind == ModeKind::Replicated {
+        let replicated = mode.replicated.get_or_insert_with(Replicated::default);
+        let replicas = replicated.replicas.get_or_insert(1);
+        check_number("Mode.Replicated.Replicas", *replicas)?;
+    }
+    if let Some(job) = &mut mode.replicated_job {
+        let (concurrent, total) = (job.concurrent(), job.total());
+        check_number("Mode.ReplicatedJob.MaxConcurrent", concurrent)?;
+        check_number("Mode.ReplicatedJob.TotalCompletions", total)?;
+        if concurrent == 0 && total > 0 {
+            return Err(invalid(
+                "Mode.ReplicatedJob.MaxConcurrent",
+                format!("with 0 none of {total} tasks can ever start: give 1 or more"),
+            ));
         }
+        (job.max_concurrent, job.total_completions) = (Some(concurrent), Some(total));
     }
-    let replicas = mode.replicated.as_ref().and_then(|it| it.replicas);
-    match replicas {
-        Some(many) if many > MAX_REPLICAS => Err(invalid(
-            "Mode.Replicated.Replicas",
-            format!("{many} is too many: give at most {MAX_REPLICAS}"),
-        )),
-        Some(_) | None => Ok(()),
+    Ok(())
+}
+
+fn check_number(field: &str, number: u64) -> Result<(), ApiError> {
+    if number > MAX_REPLICAS {
+        return Err(invalid(
+            field,
+            format!("{number} is too many: give at most {MAX_REPLICAS}"),
+        ));
     }
+    Ok(())
 }
 
 fn check_update_config(field: &str, config: &UpdateConfig) -> Result<(), ApiError> {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{container, invalid, is_empty, names, process, service::refuse, unsupported};
+use super::{container, invalid, names, process, service::refuse, unsupported};
 use crate::{
     api::{
-        ApiError, NetworkAttachmentConfig, Placement, ResourceRequirements, Resources, TaskSpec,
+        ApiError, NetworkAttachmentConfig, Placement, PlacementPreference, ResourceRequirements,
+        Resources, TaskSpec,
     },
-    manager::{constraint::Constraint, query},
+    manager::{constraint::Constraint, query, scheduler::Label},
     store::View,
 };
 
@@ -113,10 +114,9 @@ fn check_amounts(field: &str, amounts: &Resources) -> Result<(), ApiError> {
 
 fn check_placement(placement: &Placement) -> Result<(), ApiError> {
     let field = "TaskTemplate.Placement";
-    if !placement.preferences.iter().all(is_empty) {
-        return Err(unsupported(format!(
-            "{field}.Preferences (--placement-pref)"
-        )));
+    names::check_count(&format!("{field}.Preferences"), placement.preferences.len())?;
+    for (position, preference) in placement.preferences.iter().enumerate() {
+        check_preference(&format!("{field}.Preferences[{position}]"), preference)?;
     }
     names::check_count(&format!("{field}.Constraints"), placement.constraints.len())?;
     for (position, text) in placement.constraints.iter().enumerate() {
@@ -129,6 +129,24 @@ fn check_placement(placement: &Placement) -> Result<(), ApiError> {
         })?;
     }
     names::check_count(&format!("{field}.Platforms"), placement.platforms.len())
+}
+
+fn check_preference(field: &str, preference: &PlacementPreference) -> Result<(), ApiError> {
+    let Some(spread) = &preference.spread else {
+        return Err(invalid(
+            format!("{field}.Spread"),
+            "it is missing: only spread is supported",
+        ));
+    };
+    let descriptor = &spread.spread_descriptor;
+    if descriptor.len() > 256 || Label::parse(descriptor).is_none() {
+        let shown: String = descriptor.chars().take(128).collect();
+        return Err(invalid(
+            format!("{field}.Spread.SpreadDescriptor"),
+            format!("{shown:?} is no label: use node.labels.<key> or engine.labels.<key>"),
+        ));
+    }
+    Ok(())
 }
 
 fn resolve_networks(view: &View, networks: &mut [NetworkAttachmentConfig]) -> Result<(), ApiError> {

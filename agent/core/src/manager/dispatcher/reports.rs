@@ -30,7 +30,8 @@ pub fn reports(
         let Some(known) = known else {
             continue;
         };
-        if known.node_id.as_ref() != Some(node) {
+        // A task of a global service has its node before it is sent there.
+        if known.node_id.as_ref() != Some(node) || !known.is_assigned() {
             return Err(Refused::ForeignTask {
                 task,
                 node: node.clone(),

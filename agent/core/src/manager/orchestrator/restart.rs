@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Slot, desire, new_task};
+use super::{desire, new_task, slots::Slot};
 use crate::{
-    api::{NodeState, RestartPolicy, Service, Task, TaskState, task::RestartCondition},
+    api::{NodeState, RestartPolicy, Service, SlotKey, Task, TaskState, task::RestartCondition},
     manager::Ctx,
     store::{Change, Proposal, View},
     time::Timestamp,
@@ -19,7 +19,7 @@ const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(60);
 /// it when its policy says that nothing shall follow. `None`: there is nothing to do now.
 pub(super) fn after_end(
     service: &Service,
-    number: u64,
+    key: &SlotKey,
     slot: &Slot<'_>,
     ctx: &mut Ctx,
 ) -> Option<Proposal> {
@@ -32,16 +32,16 @@ pub(super) fn after_end(
     if pauses(ended, ctx) {
         return None;
     }
-    let next = replacement(service, number, ended, ctx);
+    let next = replacement(service, key, ended, ctx);
     Some(Proposal::of(
         settled.into_iter().chain([Change::put_task(next)]),
     ))
 }
 
 /// A task that takes the place of one that has ended: it is prepared at once, and runs after the delay.
-pub(super) fn replacement(service: &Service, number: u64, ended: &Task, ctx: &mut Ctx) -> Task {
+pub(super) fn replacement(service: &Service, key: &SlotKey, ended: &Task, ctx: &mut Ctx) -> Task {
     let policy = service.spec.task_template.restart_policy.as_ref();
-    let mut next = new_task(service, number, Some(ended), ctx);
+    let mut next = new_task(service, key, Some(ended), ctx);
     next.desired_state = TaskState::Ready;
     // The delay keeps a program that crashes from spinning. One that was moved did not crash.
     if ended_by_itself(ended) {
@@ -61,7 +61,8 @@ pub(super) fn pauses(ended: &Task, ctx: &mut Ctx) -> bool {
     end.is_some()
 }
 
-fn ended_by_itself(task: &Task) -> bool {
+/// Whether a task came to an end that the managers did not want.
+pub(super) fn ended_by_itself(task: &Task) -> bool {
     matches!(
         task.status.state,
         TaskState::Complete | TaskState::Failed | TaskState::Rejected
@@ -93,8 +94,13 @@ pub(super) fn allowed(
     (counted.count() as u64) < attempts
 }
 
-/// Lets a prepared task run once its delay is over and the one before it has stopped.
-pub(super) fn promote(view: &View, task: &Task, ctx: &mut Ctx) -> Option<Proposal> {
+/// Lets a prepared task of a slot run once its delay is over and those before it have stopped.
+pub(super) fn promote(
+    view: &View,
+    slot: &Slot<'_>,
+    task: &Task,
+    ctx: &mut Ctx,
+) -> Option<Proposal> {
     if task.desired_state != TaskState::Ready {
         return None;
     }
@@ -103,18 +109,21 @@ pub(super) fn promote(view: &View, task: &Task, ctx: &mut Ctx) -> Option<Proposa
         return None;
     }
     let predecessor = task.predecessor.as_ref().and_then(|id| view.task(id));
-    if predecessor.is_some_and(|it| may_still_run(view, it)) {
+    // Its predecessor may never have come so far that it stopped the one before.
+    let ending = slot.tasks.iter().copied().filter(|it| !it.is_wanted());
+    let mut before = ending.chain(predecessor.map(|it| &**it));
+    if before.any(|it| may_still_run(view, it)) {
         let timeout = task.meta.created_at + PREDECESSOR_TIMEOUT;
         if timeout > ctx.now {
             ctx.wake(timeout);
             return None;
         }
     }
-    desire(task, TaskState::Running).map(|change| Proposal::of([change]))
+    desire(task, task.goal()).map(|change| Proposal::of([change]))
 }
 
 fn may_still_run(view: &View, task: &Task) -> bool {
-    if task.status.state.is_terminal() {
+    if task.status.state.is_terminal() || !task.is_assigned() {
         return false;
     }
     let node = task.node_id.as_ref().and_then(|id| view.node(id));

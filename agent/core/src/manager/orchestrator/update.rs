@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use super::{ServicePlan, Slot, desire, new_task, restart};
+use super::{ServicePlan, desire, new_task, restart, slots::Slot};
 use crate::{
-    api::{Service, Task, TaskSpec, TaskState, UpdateConfig, UpdateStatus},
+    api::{Service, SlotKey, Task, TaskSpec, TaskState, UpdateConfig, UpdateStatus},
     manager::{Ctx, constraint},
     store::{Change, Proposal, View},
     time::Timestamp,
@@ -34,15 +34,15 @@ pub(crate) mod state {
 pub(super) fn plan(
     view: &View,
     service: &Service,
-    slots: &BTreeMap<u64, &Slot<'_>>,
+    slots: &BTreeMap<SlotKey, &Slot<'_>>,
     ctx: &mut Ctx,
     plan: &mut ServicePlan<'_>,
-) -> BTreeSet<u64> {
+) -> BTreeSet<SlotKey> {
     let none = BTreeSet::new();
-    let dirty: Vec<u64> = slots
+    let dirty: Vec<SlotKey> = slots
         .iter()
         .filter(|(_, slot)| outdated(view, service, slot))
-        .map(|(number, _)| *number)
+        .map(|(key, _)| key.clone())
         .collect();
     let phase = Phase::of(service);
     if phase == Phase::Paused {
@@ -73,15 +73,15 @@ pub(super) fn plan(
         parallelism => parallelism.saturating_sub(busy.count()),
     };
     let mut replaced = BTreeSet::new();
-    for number in in_order(&dirty, slots) {
+    for key in in_order(dirty, slots) {
         if replaced.len() >= budget || !plan.has_room(service) {
             break;
         }
-        let Some(proposal) = replace(service, &config, number, slots[&number], ctx) else {
+        let Some(proposal) = replace(service, &config, &key, slots[&key], ctx) else {
             continue;
         };
         plan.make(service, proposal);
-        replaced.insert(number);
+        replaced.insert(key);
     }
     replaced
 }
@@ -128,7 +128,7 @@ fn monitor(config: &UpdateConfig) -> Duration {
 
 /// Whether no wanted task of the slot is what the spec says.
 fn outdated(view: &View, service: &Service, slot: &Slot<'_>) -> bool {
-    let newest = slot.live().last().or_else(|| slot.newest());
+    let newest = slot.live().next_back().or_else(|| slot.newest());
     newest.is_some_and(|task| is_outdated(view, service, task))
 }
 
@@ -163,21 +163,19 @@ pub(crate) fn is_outdated(view: &View, service: &Service, task: &Task) -> bool {
 }
 
 /// Slots where nothing runs are updated first: nobody misses them.
-fn in_order(dirty: &[u64], slots: &BTreeMap<u64, &Slot<'_>>) -> Vec<u64> {
-    let mut order = dirty.to_vec();
-    order.sort_by_key(|number| {
-        let runs = slots[number]
-            .live()
-            .any(|task| task.status.state == TaskState::Running);
-        (runs, *number)
+fn in_order(mut dirty: Vec<SlotKey>, slots: &BTreeMap<SlotKey, &Slot<'_>>) -> Vec<SlotKey> {
+    dirty.sort_by_cached_key(|key| {
+        let mut live = slots[key].live();
+        let runs = live.any(|task| task.status.state == TaskState::Running);
+        (runs, key.clone())
     });
-    order
+    dirty
 }
 
 /// Whether a slot still takes one of the places of the update's parallelism: its new task does not
 /// run yet, or has not run for the delay.
 fn under_way(service: &Service, config: &UpdateConfig, slot: &Slot<'_>, ctx: &mut Ctx) -> bool {
-    let Some(task) = slot.live().last() else {
+    let Some(task) = slot.live().next_back() else {
         return false;
     };
     let by_update = task.predecessor.as_ref().is_some_and(|predecessor| {
@@ -200,7 +198,7 @@ fn under_way(service: &Service, config: &UpdateConfig, slot: &Slot<'_>, ctx: &mu
 fn replace(
     service: &Service,
     config: &UpdateConfig,
-    number: u64,
+    key: &SlotKey,
     slot: &Slot<'_>,
     ctx: &mut Ctx,
 ) -> Option<Proposal> {
@@ -212,19 +210,19 @@ fn replace(
         return None;
     }
     let mut task = if retry {
-        restart::replacement(service, number, old, ctx)
+        restart::replacement(service, key, old, ctx)
     } else {
-        new_task(service, number, Some(old), ctx)
+        new_task(service, key, Some(old), ctx)
     };
     let start_first = config.order == "start-first";
     if !start_first {
         task.desired_state = TaskState::Ready;
     }
     // With start-first the one that serves stays until the new one does.
-    let serving = slot
+    let mut serving = slot
         .live()
         .filter(|it| it.status.state == TaskState::Running);
-    let stays = serving.last().filter(|_| start_first).map(|it| &it.id);
+    let stays = serving.next_back().filter(|_| start_first).map(|it| &it.id);
     let goes = slot.tasks.iter().filter(|task| Some(&task.id) != stays);
     let shut = goes.filter_map(|task| desire(task, TaskState::Shutdown));
     Some(Proposal::of(shut.chain([Change::put_task(task.clone())])))
@@ -234,7 +232,7 @@ fn replace(
 fn failure<'a>(
     service: &Service,
     config: &UpdateConfig,
-    slots: &BTreeMap<u64, &Slot<'a>>,
+    slots: &BTreeMap<SlotKey, &Slot<'a>>,
 ) -> Option<&'a Task> {
     let status = service.update_status.as_ref()?;
     let begun = status.started_at?;
@@ -316,7 +314,7 @@ pub(crate) fn roll_back(service: &mut Service, now: Timestamp, message: &str) {
 fn completed(
     service: &Service,
     phase: Phase,
-    slots: &BTreeMap<u64, &Slot<'_>>,
+    slots: &BTreeMap<SlotKey, &Slot<'_>>,
     ctx: &mut Ctx,
 ) -> Option<UpdateStatus> {
     let (name, message) = match phase {
@@ -325,7 +323,7 @@ fn completed(
         Phase::Idle | Phase::Paused => return None,
     };
     let begun = service.update_status.as_ref().and_then(|it| it.started_at);
-    let live = slots.values().filter_map(|slot| slot.live().last());
+    let live = slots.values().filter_map(|slot| slot.live().next_back());
     let mut end = ctx.now;
     for task in live.filter(|task| begun.is_some_and(|begun| task.meta.created_at >= begun)) {
         let since = task.running_since?;

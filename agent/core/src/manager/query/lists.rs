@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{filters::Checked, find_node, find_service};
 use crate::{
-    api::{ApiError, Filters, Membership, Network, Node, Role, Service, Task, TaskState},
+    api::{ApiError, Filters, Membership, ModeKind, Network, Node, Role, Service, Task, TaskState},
     manager::orchestrator::update::is_outdated,
     store::View,
 };
@@ -43,13 +43,18 @@ pub fn list_nodes(view: &View, filters: &Filters) -> Result<Vec<Arc<Node>>, ApiE
 /// `Invalid` for an unknown key or value.
 pub fn list_services(view: &View, filters: &Filters) -> Result<Vec<Arc<Service>>, ApiError> {
     let filters = Checked::new(filters, &["id", "label", "mode", "name", "runtime"])?;
-    let modes = ["replicated", "global", "replicated-job", "global-job"];
-    filters.words("mode", &modes)?;
+    let modes = [
+        ModeKind::Replicated,
+        ModeKind::Global,
+        ModeKind::ReplicatedJob,
+        ModeKind::GlobalJob,
+    ];
+    filters.words("mode", &modes.map(ModeKind::as_str))?;
     let matches = |service: &&Arc<Service>| {
         !service.pending_delete
             && filters.any("id", |id| service.id.as_str().starts_with(id))
             && filters.any("name", |name| service.spec.name.starts_with(name))
-            && filters.any("mode", |mode| mode == "replicated")
+            && filters.any("mode", |mode| mode == service.spec.mode.kind().as_str())
             && filters.any("runtime", |runtime| runtime == "container")
             && filters.labels("label", &service.spec.labels)
     };
@@ -164,7 +169,7 @@ fn desires(task: &Task, word: &str) -> bool {
 
 fn is_up_to_date(view: &View, task: &Task) -> bool {
     let service = view.service(&task.service_id);
-    service.is_some_and(|service| !is_outdated(view, service, task))
+    service.is_some_and(|service| service.is_current(task) && !is_outdated(view, service, task))
 }
 
 /// Whether the value of a filter means yes, as Go's `ParseBool` reads it.

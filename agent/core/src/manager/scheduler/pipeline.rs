@@ -106,9 +106,9 @@ impl<'a> Nodes<'a> {
     }
 }
 
-/// Whether a task takes up room on its node: it is wanted there, or has not ended yet.
+/// Whether a task takes up room on its node: it was sent there, and has not ended yet.
 fn is_active(task: &Task) -> bool {
-    !task.status.state.is_terminal()
+    task.is_assigned() && !task.status.state.is_terminal()
 }
 
 fn free(node: &Node, load: Option<&Load>) -> Resources {
@@ -126,16 +126,25 @@ pub(super) struct Pipeline {
     filters: Vec<Box<dyn Filter>>,
 }
 
+fn boxed<F: Filter + 'static>(filter: F) -> Box<dyn Filter> {
+    Box::new(filter)
+}
+
 impl Pipeline {
     pub(super) fn of(task: &Task) -> Self {
-        fn boxed<F: Filter + 'static>(filter: F) -> Box<dyn Filter> {
-            Box::new(filter)
-        }
+        let mut pipeline = Self::of_bound(task);
+        let most = filter::MaxReplicas::of(task).map(boxed);
+        pipeline.filters.extend(most);
+        pipeline
+    }
+
+    /// The same for a task that belongs to a node. It is the only one there, and would wait for the one that it
+    /// takes the place of if they were counted.
+    pub(super) fn of_bound(task: &Task) -> Self {
         let optional = [
             filter::Enough::of(task).map(boxed),
             filter::Constraints::of(task).map(boxed),
             filter::Platforms::of(task).map(boxed),
-            filter::MaxReplicas::of(task).map(boxed),
         ];
         let always = boxed(filter::Ready);
         Self {
@@ -151,8 +160,19 @@ impl Pipeline {
         self.filters.iter().position(|filter| !filter.admits(node))
     }
 
-    /// Why no node was found: what each filter refused, the most frequent reason first.
+    /// Why no node was found.
     pub(super) fn explain<'c, 'n: 'c>(
+        &self,
+        nodes: impl Iterator<Item = &'c Candidate<'n>>,
+    ) -> String {
+        match self.reasons(nodes) {
+            reasons if reasons.is_empty() => "no suitable node".to_owned(),
+            reasons => format!("no suitable node ({reasons})"),
+        }
+    }
+
+    /// What each filter refused of these nodes, the most frequent reason first.
+    pub(super) fn reasons<'c, 'n: 'c>(
         &self,
         nodes: impl Iterator<Item = &'c Candidate<'n>>,
     ) -> String {
@@ -169,9 +189,6 @@ impl Pipeline {
             .collect();
         reasons.sort_by_key(|(nodes, _)| Reverse(*nodes));
         let reasons: Vec<String> = reasons.into_iter().map(|(_, reason)| reason).collect();
-        match reasons.is_empty() {
-            true => "no suitable node".to_owned(),
-            false => format!("no suitable node ({})", reasons.join("; ")),
-        }
+        reasons.join("; ")
     }
 }

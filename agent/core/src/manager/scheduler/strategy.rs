@@ -1,8 +1,10 @@
-//! Spread: the node with the fewest tasks of the service, then with the fewest tasks.
+//! Spread: the node with the fewest tasks of the service, then with the fewest tasks; before that, over the
+//! labels that the service prefers.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::{collections::BTreeMap, iter};
 
 use super::{
+    branches::{Branch, Label},
     filter,
     pipeline::{Candidate, Nodes, Pipeline},
 };
@@ -11,42 +13,70 @@ use crate::{
     id::Id,
 };
 
-/// A node for each of these equal tasks, or why there is none. A heap keeps the best node on top, so
-/// that after the filters each placement costs O(log nodes).
+/// A node for each of these equal tasks, or why there is none.
 pub(super) fn place(nodes: &mut Nodes<'_>, group: &[&Task]) -> Vec<Result<Id<Node>, String>> {
     let Some(first) = group.first() else {
         return Vec::new();
     };
     let pipeline = Pipeline::of(first);
+    let placement = first.spec.placement.as_ref();
+    let labels = placement.map_or_else(Vec::new, |it| Label::of(&it.preferences));
     let mut candidates = nodes.candidates(&first.service_id, first.spec_version);
-    let mut heap: BinaryHeap<Reverse<Rank>> = candidates
-        .iter()
-        .enumerate()
-        .filter(|(_, node)| pipeline.refusal(node).is_none())
-        .map(|(position, node)| Reverse(rank(node, position)))
-        .collect();
+    let mut root = Branch::default();
+    for (position, node) in candidates.iter().enumerate() {
+        let open = pipeline.refusal(node).is_none();
+        root.add(&labels, node, open.then(|| rank(node, position)));
+    }
     let mut explanation = None;
     let mut places = Vec::with_capacity(group.len());
     for task in group {
-        let Some(Reverse(best)) = heap.pop() else {
+        let mut chosen = None;
+        root.place(&mut |best| {
+            let node = &mut candidates[best.position];
+            take(node, task);
+            nodes.add(&node.node.id, task);
+            chosen = Some(node.node.id.clone());
+            let open = pipeline.refusal(node).is_none();
+            open.then(|| rank(node, best.position))
+        });
+        places.push(chosen.ok_or_else(|| {
             let why = explanation.get_or_insert_with(|| pipeline.explain(candidates.iter()));
-            places.push(Err(why.clone()));
-            continue;
-        };
-        let node = &mut candidates[best.position];
-        take(node, task);
-        nodes.add(&node.node.id, task);
-        places.push(Ok(node.node.id.clone()));
-        if pipeline.refusal(node).is_none() {
-            heap.push(Reverse(rank(node, best.position)));
-        }
+            why.clone()
+        }));
+    }
+    places
+}
+
+/// Whether each of these tasks of one service can run on the node that it belongs to, or why it can't.
+pub(super) fn confirm(nodes: &mut Nodes<'_>, group: &[&Task]) -> Vec<Result<Id<Node>, String>> {
+    let Some(first) = group.first() else {
+        return Vec::new();
+    };
+    let pipeline = Pipeline::of_bound(first);
+    let candidates = nodes.candidates(&first.service_id, first.spec_version);
+    let candidates = candidates.into_iter().map(|it| (&it.node.id, it));
+    let mut candidates: BTreeMap<_, _> = candidates.collect();
+    let mut places = Vec::with_capacity(group.len());
+    for task in group {
+        let node = task.node_id.as_ref().and_then(|id| candidates.get_mut(id));
+        places.push(match node {
+            None => Err("the node is gone".to_owned()),
+            Some(node) if pipeline.refusal(node).is_some() => {
+                Err(pipeline.reasons(iter::once(&*node)))
+            }
+            Some(node) => {
+                take(node, task);
+                nodes.add(&node.node.id, task);
+                Ok(node.node.id.clone())
+            }
+        });
     }
     places
 }
 
 /// The smallest is the best. The position, by node id, makes the order complete.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
+pub(super) struct Rank {
     unlucky: bool,
     of_service: u64,
     total: u64,

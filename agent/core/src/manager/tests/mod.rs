@@ -1,6 +1,8 @@
 mod allocation;
 mod dispatch;
+mod jobs;
 mod lifecycle;
+mod modes;
 mod placement;
 mod requests;
 mod updates;

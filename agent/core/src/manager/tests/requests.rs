@@ -9,6 +9,7 @@ use crate::{
         constraint::Constraint,
         found::{Foundation, found},
         query,
+        scheduler::Label,
     },
     testing::bench::{Bench, joins, network, service},
 };
@@ -61,6 +62,11 @@ const BAD: &str = r#"
 /Name                                  | "a.b"             | Name
 /Labels                                | {"": "x"}         | Labels
 /Mode/Replicated/Replicas              | 1000001           | Mode.Replicated.Replicas
+/Mode/Global                           | {}                | Mode
+/Mode                                  | {"GlobalJob": {}, "Global": {}} | Mode
+/Mode                                  | {"ReplicatedJob": {"TotalCompletions": 1000001}} | Mode.ReplicatedJob.TotalCompletions
+/Mode                                  | {"ReplicatedJob": {"MaxConcurrent": 1000001}} | Mode.ReplicatedJob.MaxConcurrent
+/Mode                                  | {"ReplicatedJob": {"MaxConcurrent": 0, "TotalCompletions": 2}} | Mode.ReplicatedJob.MaxConcurrent
 /UpdateConfig/FailureAction            | "explode"         | UpdateConfig.FailureAction
 /RollbackConfig/FailureAction          | "rollback"        | RollbackConfig.FailureAction
 /UpdateConfig/Order                    | "both"            | UpdateConfig.Order
@@ -101,18 +107,17 @@ C/Mounts/0                             | {"Type": "tmpfs", "Target": "/x/../.."}
 /TaskTemplate/Resources/Limits/MemoryBytes | 4096          | TaskTemplate.Resources.Limits.MemoryBytes
 /TaskTemplate/Resources/Reservations/NanoCPUs | 1          | TaskTemplate.Resources.Reservations.NanoCPUs
 /TaskTemplate/Placement/Constraints    | ["node.role=manager"] | TaskTemplate.Placement.Constraints[0]
+/TaskTemplate/Placement/Preferences    | [{}]              | TaskTemplate.Placement.Preferences[0].Spread
+/TaskTemplate/Placement/Preferences    | [{"Spread": {"SpreadDescriptor": "node.ip"}}] | TaskTemplate.Placement.Preferences[0].Spread.SpreadDescriptor
+/TaskTemplate/Placement/Preferences    | [{"Spread": {"SpreadDescriptor": "node.labels."}}] | TaskTemplate.Placement.Preferences[0].Spread.SpreadDescriptor
 "#;
 
 /// The same for what Docker knows and Skep refuses for now.
 const UNSUPPORTED: &str = r#"
-/Mode/Global                           | {}                | Mode.Global
-/Mode/ReplicatedJob                    | {}                | Mode.ReplicatedJob
-/Mode/GlobalJob                        | {}                | Mode.GlobalJob
 /TaskTemplate/PluginSpec               | {"Name": "x"}     | TaskTemplate.PluginSpec
 /TaskTemplate/Runtime                  | "plugin"          | TaskTemplate.Runtime
 /TaskTemplate/LogDriver/Name           | "syslog"          | TaskTemplate.LogDriver
 /TaskTemplate/Networks/0/Target        | "host"            | TaskTemplate.Networks[0]
-/TaskTemplate/Placement/Preferences    | [{"Spread": {"SpreadDescriptor": "node.labels.a"}}] | TaskTemplate.Placement.Preferences
 /TaskTemplate/Resources/SwapBytes      | 1                 | TaskTemplate.Resources.SwapBytes
 C/Secrets                              | [{"SecretID": "x"}] | C.Secrets
 C/Configs                              | [{"ConfigID": "x"}] | C.Configs
@@ -170,6 +175,32 @@ fn each_unsupported_field_is_named() {
             panic!("{pointer}: {error}");
         };
         assert!(found.starts_with(&field), "{found}");
+    }
+}
+
+#[test]
+fn numbers_that_a_mode_leaves_out_are_written_down() {
+    for (mode, wanted) in [
+        (json!({}), json!({"Replicated": {"Replicas": 1}})),
+        (
+            json!({"Replicated": {}}),
+            json!({"Replicated": {"Replicas": 1}}),
+        ),
+        (json!({"Global": {}}), json!({"Global": {}})),
+        (
+            json!({"ReplicatedJob": {}}),
+            json!({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}),
+        ),
+        (
+            json!({"ReplicatedJob": {"MaxConcurrent": 3}}),
+            json!({"ReplicatedJob": {"MaxConcurrent": 3, "TotalCompletions": 3}}),
+        ),
+        (json!({"GlobalJob": {}}), json!({"GlobalJob": {}})),
+    ] {
+        let mut bench = Bench::new(1);
+        let id = bench.create(&changed("/Mode", mode));
+        let kept = bench.view().service(&id).unwrap().spec.mode.clone();
+        assert_eq!(serde_json::to_value(kept).unwrap(), wanted);
     }
 }
 
@@ -473,6 +504,14 @@ proptest! {
             let text = format!("node.labels.{key}{operator}{value}");
             prop_assert!(text.parse::<Constraint>().is_ok(), "{}", text);
         }
+    }
+
+    #[test]
+    fn what_is_spread_over_is_a_label_or_refused(text in "([nN]ode\\.labels\\.|engine\\.LABELS\\.|)\\PC{0,40}") {
+        let lower = text.to_ascii_lowercase();
+        let prefixes = ["node.labels.", "engine.labels."];
+        let is_label = prefixes.iter().any(|it| lower.len() > it.len() && lower.starts_with(it));
+        prop_assert_eq!(Label::parse(&text).is_some(), is_label, "{}", text);
     }
 
     #[test]

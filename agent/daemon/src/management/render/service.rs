@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use skep_core::{
-    api::{Endpoint, Network, Service, ServiceSpec, UpdateStatus},
+    api::{Endpoint, JobStatus, ModeKind, Network, Service, ServiceSpec, UpdateStatus},
     id::Id,
     manager::query::ServiceStatus,
 };
@@ -21,7 +21,17 @@ pub fn service(service: &Service, prefix: impl Fn(&Id<Network>) -> Option<u8>) -
     if let Some(status) = &service.update_status {
         out.insert("UpdateStatus".to_owned(), update_status(status));
     }
+    if let Some(status) = &service.job_status {
+        out.insert("JobStatus".to_owned(), job_status(status));
+    }
     Value::Object(out)
+}
+
+fn job_status(status: &JobStatus) -> Value {
+    json!({
+        "JobIteration": { "Index": status.job_iteration },
+        "LastExecution": status.last_execution,
+    })
 }
 
 /// Adds `ServiceStatus` to a service's document.
@@ -73,14 +83,11 @@ fn update_status(status: &UpdateStatus) -> Value {
 /// defaults for services.
 pub fn with_defaults(spec: &ServiceSpec) -> Value {
     let mut out = document::json(spec);
-    let replicated = spec.mode.global.is_none()
-        && spec.mode.replicated_job.is_none()
-        && spec.mode.global_job.is_none();
-    fill(&mut out, defaults(replicated));
+    fill(&mut out, defaults(spec.mode.kind()));
     out
 }
 
-fn defaults(replicated: bool) -> Value {
+fn defaults(mode: ModeKind) -> Value {
     let update = json!({
         "Parallelism": 1,
         "FailureAction": "pause",
@@ -102,15 +109,15 @@ fn defaults(replicated: bool) -> Value {
             "ForceUpdate": 0,
             "Runtime": "container",
         },
-        "UpdateConfig": update,
-        "RollbackConfig": update,
         "EndpointSpec": { "Mode": "vip" },
     });
-    if replicated && let Value::Object(fields) = &mut out {
-        fields.insert(
-            "Mode".to_owned(),
-            json!({ "Replicated": { "Replicas": 1 } }),
-        );
+    // A job has none of its own, and would be refused with one.
+    if !mode.is_job() {
+        out["UpdateConfig"] = update.clone();
+        out["RollbackConfig"] = update;
+    }
+    if mode == ModeKind::Replicated {
+        out["Mode"] = json!({ "Replicated": { "Replicas": 1 } });
     }
     out
 }

@@ -38,6 +38,9 @@ pub fn task(task: &Task, network: impl Fn(&Id<Network>) -> Option<Value>) -> Val
     if !attachments.is_empty() {
         out.insert("NetworksAttachments".to_owned(), json!(attachments));
     }
+    if let Some(run) = task.job_iteration {
+        out.insert("JobIteration".to_owned(), json!({ "Index": run }));
+    }
     Value::Object(out)
 }
 

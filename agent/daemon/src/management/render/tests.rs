@@ -75,6 +75,7 @@ fn a_service_is_as_docker_shows_it() {
         },
         spec,
         update_status: None,
+        job_status: None,
         pending_delete: false,
     };
     let mut shown = super::service::service(&service, |_| Some(24));
@@ -226,6 +227,7 @@ fn a_running_task() {
         not_before: None,
         predecessor: None,
         running_since: None,
+        job_iteration: None,
     };
     let document = super::task::task(&task, |_| Some(super::network::attached(&network)));
     insta::assert_json_snapshot!(document);
