@@ -19,6 +19,8 @@ const FAULTS: LogFaults = LogFaults {
 };
 const NETWORKS: [&str; 3] = ["red", "green", "blue"];
 const SERVICES: [&str; 5] = ["a", "b", "c", "d", "e"];
+/// The label that constraints are about.
+const LABEL: &str = "off";
 
 /// Maybe does something.
 pub(crate) fn act(world: &mut World) {
@@ -70,7 +72,7 @@ fn pick<'a, T>(world: &mut World, from: &'a [T]) -> &'a T {
 }
 
 fn user(world: &mut World) {
-    let request = match world.rng.below(10) {
+    let request = match world.rng.below(11) {
         0 | 1 => {
             let name = *pick(world, &NETWORKS);
             Some(ClusterRequest::NetworkCreate(Box::new(network(name))))
@@ -79,6 +81,7 @@ fn user(world: &mut World) {
         5 | 6 => update(world),
         7 => remove(world),
         8 => availability(world),
+        9 => label(world),
         _ => {
             let name = *pick(world, &NETWORKS);
             Some(ClusterRequest::NetworkRemove(name.to_owned()))
@@ -112,8 +115,16 @@ fn network(name: &str) -> NetworkSpec {
 
 fn spec(world: &mut World) -> ServiceSpec {
     let name = *pick(world, &SERVICES);
-    let replicas = world.rng.below(5);
-    let mut spec = bench::service(name, replicas);
+    let mut spec = match world.rng.below(6) {
+        0 | 1 => bench::global(name),
+        2 => bench::job(name, 1 + world.rng.below(3), world.rng.below(6)),
+        3 => bench::global_job(name),
+        _ => bench::service(name, world.rng.below(5)),
+    };
+    if world.rng.below(2) == 0 {
+        let placement = spec.task_template.placement.get_or_insert_default();
+        placement.constraints = vec![format!("node.labels.{LABEL}!=yes")];
+    }
     for network in NETWORKS {
         if world.rng.below(2) == 0 && world.log.view().network_named(network).is_some() {
             spec.task_template.networks.push(bench::joins(network));
@@ -130,6 +141,9 @@ fn spec(world: &mut World) -> ServiceSpec {
             ..EndpointSpec::default()
         });
     }
+    if spec.mode.kind().is_job() {
+        return spec;
+    }
     let order = *pick(world, &["", "start-first"]);
     spec.update_config = Some(UpdateConfig {
         parallelism: world.rng.below(3),
@@ -145,10 +159,11 @@ fn update(world: &mut World) -> Option<ClusterRequest> {
     let name = *pick(world, &SERVICES);
     let service = view.service_named(name)?;
     let mut spec = service.spec.clone();
-    if world.rng.below(2) == 0 {
-        spec.task_template.force_update += 1;
-    } else {
-        spec.mode.replicated.as_mut()?.replicas = Some(world.rng.below(5));
+    let number = world.rng.below(5);
+    match (&mut spec.mode.replicated, &mut spec.mode.replicated_job) {
+        (Some(mode), _) if world.rng.below(2) == 0 => mode.replicas = Some(number),
+        (_, Some(mode)) if world.rng.below(2) == 0 => mode.total_completions = Some(number),
+        (_, _) => spec.task_template.force_update += 1,
     }
     Some(ClusterRequest::ServiceUpdate {
         service: service.id.to_string(),
@@ -176,6 +191,23 @@ fn availability(world: &mut World) -> Option<ClusterRequest> {
         Availability::Drain,
     ];
     spec.availability = *pick(world, &all);
+    Some(ClusterRequest::NodeUpdate {
+        node: node.id.to_string(),
+        version: node.meta.version,
+        spec,
+    })
+}
+
+/// Nodes that have the label are not for services with the constraint; the first never has it, so that there is
+/// always one that is.
+fn label(world: &mut World) -> Option<ClusterRequest> {
+    let view = world.log.view();
+    let at = any_node(world).max(1);
+    let node = view.node(&world.nodes[at].id)?;
+    let mut spec = node.spec.clone();
+    if spec.labels.remove(LABEL).is_none() {
+        spec.labels.insert(LABEL.to_owned(), "yes".to_owned());
+    }
     Some(ClusterRequest::NodeUpdate {
         node: node.id.to_string(),
         version: node.meta.version,

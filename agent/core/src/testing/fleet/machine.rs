@@ -43,6 +43,9 @@ pub struct Program {
     ends_at: Option<(Now, i32)>,
 }
 
+/// The longest run of a job's program, in milliseconds.
+const JOB_MS: u64 = 8000;
+
 /// How long a step takes at most, in milliseconds.
 pub(super) fn slowness(output: &Output) -> u64 {
     match output {
@@ -189,6 +192,13 @@ impl Machine {
                 {
                     program.container.phase = Phase::Running;
                     program.container.pid = 42;
+                    let task = program.container.task_id();
+                    let task = task.and_then(|id| self.tasks.get(&id));
+                    // A job's program comes to an end by itself.
+                    if task.is_some_and(|task| task.job_iteration.is_some()) {
+                        let takes = Duration::from_millis(self.rng.below(JOB_MS));
+                        program.ends_at = Some((now + takes, 0));
+                    }
                 }
                 self.container(id)
             }
@@ -196,7 +206,8 @@ impl Machine {
                 let takes = Duration::from_millis(self.rng.below(3000));
                 if let Some(program) = self.programs.get_mut(id) {
                     let end = (now + takes, 128 + number);
-                    program.ends_at.get_or_insert(end);
+                    let by_itself = program.ends_at;
+                    program.ends_at = Some(by_itself.map_or(end, |own| own.min(end)));
                 }
                 EffectResult::Done
             }

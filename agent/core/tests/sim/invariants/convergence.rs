@@ -1,7 +1,10 @@
 //! Once nothing breaks any more, what runs is what was asked for.
 
+use std::collections::BTreeSet;
+
 use skep_core::{
-    api::{NodeState, Service, TaskState},
+    api::{ModeKind, NodeState, Service, TaskState},
+    manager::{constraint, query},
     store::View,
 };
 
@@ -34,14 +37,20 @@ fn check_service(view: &View, service: &Service) -> Result<(), String> {
     if ["updating", "rollback_started"].contains(&status) {
         return Err(format!("service {name} is {status}"));
     }
-    let live = view.tasks_of_service(&service.id).filter(|task| {
-        task.desired_state <= TaskState::Running && !task.status.state.is_terminal()
-    });
-    let live: Vec<_> = live.collect();
+    let live = view.tasks_of_service(&service.id);
+    let live: Vec<_> = live.filter(|task| task.is_live()).collect();
+    if service.spec.mode.kind().is_job() {
+        let status = query::service_status(view, service);
+        let (wanted, done) = (wanted(view, service), status.completed_tasks);
+        return match (live.len(), done) {
+            (0, done) if done == wanted => Ok(()),
+            (live, done) => Err(format!("job {name}: {done} of {wanted} done, {live} live")),
+        };
+    }
     let running = live
         .iter()
         .filter(|task| task.status.state == TaskState::Running);
-    let (wanted, running) = (service.replicas(), running.count() as u64);
+    let (wanted, running) = (wanted(view, service), running.count() as u64);
     if (live.len() as u64, running) != (wanted, wanted) {
         let states: Vec<_> = live
             .iter()
@@ -66,12 +75,36 @@ fn check_service(view: &View, service: &Service) -> Result<(), String> {
     }
 }
 
+/// How many tasks shall run, or shall have ended well if it is a job.
+fn wanted(view: &View, service: &Service) -> u64 {
+    let mode = &service.spec.mode;
+    let placement = service.spec.task_template.placement.as_ref();
+    let texts = placement.map_or(&[][..], |placement| &placement.constraints);
+    let constraints = constraint::parse_all(texts).expect("constraints that were checked");
+    let fits = view
+        .nodes()
+        .filter(|node| constraints.iter().all(|one| one.matches(node)));
+    match mode.kind() {
+        ModeKind::Replicated => service.replicas(),
+        ModeKind::ReplicatedJob => mode.replicated_job.as_ref().map_or(1, |job| job.total()),
+        ModeKind::Global => fits.count() as u64,
+        // What was done on a node that fits no more is done all the same.
+        ModeKind::GlobalJob => {
+            let tasks = view.tasks_of_service(&service.id);
+            let done = tasks.filter(|task| service.counts(task));
+            let done = done.filter_map(|task| task.node_id.clone());
+            let nodes: BTreeSet<_> = done.chain(fits.map(|node| node.id.clone())).collect();
+            nodes.len() as u64
+        }
+    }
+}
+
 fn check_containers(world: &World, view: &View) -> Result<(), String> {
     for node in &world.nodes {
         for (task, _) in node.running() {
             let task = view.task(&task.id);
             let wanted = task.is_some_and(|task| {
-                task.desired_state == TaskState::Running && task.node_id.as_ref() == Some(&node.id)
+                task.desired_state == task.goal() && task.node_id.as_ref() == Some(&node.id)
             });
             if !wanted {
                 return Err(format!("{} runs a task for nobody", node.hostname));

@@ -3,6 +3,7 @@
 mod acknowledged;
 mod addresses;
 pub(crate) mod convergence;
+mod jobs;
 mod mesh;
 mod slots;
 mod states;
@@ -15,6 +16,7 @@ use crate::world::World;
 #[derive(Default)]
 pub(crate) struct Invariants {
     states: states::States,
+    jobs: jobs::Jobs,
     checked: u64,
 }
 
@@ -27,6 +29,7 @@ impl Invariants {
         }
         self.checked = view.version();
         self.states.check(view);
+        self.jobs.check(view);
         addresses::check(view);
         slots::check(view);
         mesh::check(view);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use skep_core::{
-    api::{Service, TaskState},
+    api::{Service, SlotKey, Task},
     id::Id,
     store::View,
     testing::fleet::SimNode,
@@ -25,13 +25,17 @@ fn limit(view: &View, service: &Id<Service>) -> usize {
     if start_first { 2 } else { 1 }
 }
 
+/// The slot of a task: its number, or its node if its service is global.
+fn slot(view: &View, task: &Task) -> SlotKey {
+    let service = view.service(&task.service_id);
+    service.map_or(SlotKey::Number(task.slot), |service| service.slot_of(task))
+}
+
 pub(crate) fn check(view: &View) {
-    let mut live: BTreeMap<(&Id<Service>, u64), Vec<_>> = BTreeMap::new();
-    let wanted = view.tasks().filter(|task| {
-        task.desired_state <= TaskState::Running && !task.status.state.is_terminal()
-    });
-    for task in wanted {
-        let slot = live.entry((&task.service_id, task.slot)).or_default();
+    let mut live: BTreeMap<(&Id<Service>, SlotKey), Vec<_>> = BTreeMap::new();
+    for task in view.tasks().filter(|task| task.is_live()) {
+        let key = (&task.service_id, slot(view, task));
+        let slot = live.entry(key).or_default();
         slot.push((
             &task.id,
             &task.predecessor,
@@ -42,7 +46,7 @@ pub(crate) fn check(view: &View) {
     for ((service, slot), tasks) in live {
         assert!(
             tasks.len() <= limit(view, service),
-            "live tasks in slot {slot} of service {service} at version {}: {tasks:#?}",
+            "live tasks in slot {slot:?} of service {service} at version {}: {tasks:#?}",
             view.version()
         );
     }
@@ -50,17 +54,20 @@ pub(crate) fn check(view: &View) {
 
 /// The same of what really runs, where the leader can see it.
 pub(crate) fn check_containers(world: &World, view: &View) {
-    let mut running: BTreeMap<(Id<Service>, u64), Vec<String>> = BTreeMap::new();
+    let mut running: BTreeMap<(Id<Service>, SlotKey), Vec<String>> = BTreeMap::new();
     for (task, program) in world.nodes.iter().flat_map(SimNode::running) {
-        if !program.was_cut {
-            let slot = (task.service_id.clone(), task.slot);
+        // The tasks of a job's earlier run are stopped while the next one begins.
+        let service = view.service(&task.service_id);
+        let current = service.is_none_or(|service| service.is_current(task));
+        if !program.was_cut && current {
+            let slot = (task.service_id.clone(), slot(view, task));
             running.entry(slot).or_default().push(task.id.to_string());
         }
     }
     for ((service, slot), tasks) in running {
         assert!(
             tasks.len() <= limit(view, &service),
-            "containers {tasks:?} run in slot {slot} of service {service}"
+            "containers {tasks:?} run in slot {slot:?} of service {service}"
         );
     }
 }
