@@ -5,7 +5,9 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{
-    items, output, text,
+    items, output,
+    task::Named,
+    text,
     transport::{Call, SERVICE_INSPECT, TASK_LIST, Transport},
 };
 
@@ -19,12 +21,13 @@ pub(super) async fn run(transport: &dyn Transport, arguments: Arguments) -> Resu
     let call = Call::new(SERVICE_INSPECT).on(&arguments.service).with([]);
     let service = transport.call(call).await?;
     let (id, name) = (text(&service, "/ID"), text(&service, "/Spec/Name"));
+    let named = Named::of(&service);
     let filters = format!(r#"{{"service":{{"{id}":true}}}}"#);
     let tasks = transport
         .call(Call::new(TASK_LIST).with([("filters", filters)]))
         .await?;
     let lines: Vec<String> = items(&tasks)
-        .filter_map(|task| complaint(name, task))
+        .filter_map(|task| complaint(&named, task))
         .collect();
     if lines.is_empty() {
         return output::line(&format!("every task of {name} runs"));
@@ -33,11 +36,13 @@ pub(super) async fn run(transport: &dyn Transport, arguments: Arguments) -> Resu
 }
 
 /// What is to be said of a task that is wanted and does not run, or that has failed.
-fn complaint(service: &str, task: &Value) -> Option<String> {
+fn complaint(service: &Named, task: &Value) -> Option<String> {
     let state = text(task, "/Status/State");
-    let wanted = matches!(text(task, "/DesiredState"), "running" | "ready");
+    let desired = text(task, "/DesiredState");
+    let wanted = matches!(desired, "running" | "ready" | "complete");
     let failed = matches!(state, "failed" | "rejected" | "orphaned");
-    if state == "running" || !(wanted || failed) {
+    let done = desired == "complete" && state == "complete";
+    if state == "running" || done || !(wanted || failed) {
         return None;
     }
     let error = text(task, "/Status/Err");
@@ -46,9 +51,9 @@ fn complaint(service: &str, task: &Value) -> Option<String> {
     } else {
         error
     };
-    let slot = task["Slot"].as_u64().unwrap_or(0);
     Some(format!(
-        "{service}.{slot} ({}): {state}: {why}",
+        "{} ({}): {state}: {why}",
+        service.slot(task),
         text(task, "/ID")
     ))
 }

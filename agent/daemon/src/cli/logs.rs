@@ -9,7 +9,9 @@ use skep_host::clock;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{
-    items, output, service, short, text,
+    items, output, service, short,
+    task::Named,
+    text,
     transport::{
         CONTAINER_LOGS, Call, NODE_LIST, Operation, Refused, SERVICE_LOGS, TASK_LIST, TASK_LOGS,
         Transport,
@@ -192,18 +194,13 @@ impl Names {
 
     async fn look(&mut self, transport: &dyn Transport, service: &str) -> Result<()> {
         let inspected = service::inspect(transport, service).await?;
-        let service_name = text(&inspected, "/Spec/Name");
+        let named = Named::of(&inspected);
         let filters = json!({ "service": { service: true } }).to_string();
         let tasks = transport
             .call(Call::new(TASK_LIST).with([("filters", filters)]))
             .await?;
         for task in items(&tasks) {
-            let slot = task["Slot"].as_u64().unwrap_or_default();
-            let place = match slot {
-                0 => text(task, "/NodeID").to_owned(),
-                slot => slot.to_string(),
-            };
-            let name = format!("{service_name}.{place}");
+            let name = named.slot(task).to_string();
             self.tasks.insert(text(task, "/ID").to_owned(), name);
         }
         let nodes = transport.call(Call::new(NODE_LIST).with([])).await?;

@@ -13,6 +13,8 @@ mod output;
 mod progress;
 mod service;
 mod service_flags;
+mod service_list;
+mod service_mode;
 mod swarm;
 mod swarm_lock;
 mod system;

@@ -3,19 +3,17 @@
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use skep_core::api::{NetworkAttachmentConfig, Platform, ServiceSpec, service::Replicated};
+use skep_core::api::{NetworkAttachmentConfig, Platform, ServiceSpec};
 
 use super::{
-    all_or_first_error, filters, items, logs,
-    output::{self, Format},
-    progress,
+    all_or_first_error, items, logs, output, progress,
     service_flags::{self as flags, Lists, Settings},
-    short,
-    table::table,
+    service_list::{self, Ls},
+    service_mode::{self, Mode},
     task, text,
     transport::{
-        Call, IMAGE_RESOLVE, NETWORK_INSPECT, SERVICE_CREATE, SERVICE_INSPECT, SERVICE_LIST,
-        SERVICE_REMOVE, SERVICE_UPDATE, Transport,
+        Call, IMAGE_RESOLVE, NETWORK_INSPECT, SERVICE_CREATE, SERVICE_INSPECT, SERVICE_REMOVE,
+        SERVICE_UPDATE, Transport,
     },
 };
 
@@ -61,9 +59,9 @@ pub(super) struct Create {
     /// Name; made up if left out
     #[arg(long, default_value = "")]
     name: String,
-    /// replicated; other modes are not there yet
+    /// How many tasks it has
     #[arg(long, default_value = "replicated")]
-    mode: String,
+    mode: Mode,
     /// Label of the service, KEY[=VALUE]
     #[arg(short, long)]
     label: Vec<String>,
@@ -82,6 +80,9 @@ pub(super) struct Create {
     /// Where it may run, KEY==VALUE or KEY!=VALUE
     #[arg(long)]
     constraint: Vec<String>,
+    /// What its tasks are spread over, spread=node.labels.KEY or spread=engine.labels.KEY
+    #[arg(long)]
+    placement_pref: Vec<String>,
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
@@ -149,6 +150,12 @@ pub(super) struct Update {
     /// Take one away
     #[arg(long)]
     constraint_rm: Vec<String>,
+    /// Add a placement preference
+    #[arg(long)]
+    placement_pref_add: Vec<String>,
+    /// Take one away
+    #[arg(long)]
+    placement_pref_rm: Vec<String>,
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
@@ -163,23 +170,10 @@ pub(super) struct Update {
     service: String,
 }
 
-#[derive(Debug, Args)]
-pub(super) struct Ls {
-    /// Only those that match: name=, id=, label=, mode=
-    #[arg(short, long)]
-    filter: Vec<String>,
-    /// Show only ids
-    #[arg(short, long)]
-    quiet: bool,
-    /// How to show the list
-    #[arg(long, default_value = "table")]
-    format: Format,
-}
-
 pub(super) async fn run(transport: &dyn Transport, verb: Verb) -> Result<()> {
     match verb {
         Verb::Create(arguments) => create(transport, *arguments).await,
-        Verb::Ls(arguments) => list(transport, arguments).await,
+        Verb::Ls(arguments) => service_list::list(transport, arguments).await,
         Verb::Ps(arguments) => task::list(transport, arguments).await,
         Verb::Logs(arguments) => logs::of_service(transport, arguments).await,
         Verb::Inspect { services } => {
@@ -210,18 +204,12 @@ pub(super) async fn inspect(transport: &dyn Transport, service: &str) -> Result<
 }
 
 async fn create(transport: &dyn Transport, arguments: Create) -> Result<()> {
-    if arguments.mode != "replicated" {
-        bail!(
-            "--mode {}: only replicated is supported yet",
-            arguments.mode
-        );
-    }
     let mut spec = ServiceSpec {
         name: arguments.name,
         labels: super::network::key_values(&arguments.label),
+        mode: arguments.mode.begin(),
         ..ServiceSpec::default()
     };
-    spec.mode.replicated = Some(Replicated { replicas: Some(1) });
     let container = flags::container(&mut spec);
     container.image = arguments.image;
     container.args = arguments.args;
@@ -231,6 +219,7 @@ async fn create(transport: &dyn Transport, arguments: Create) -> Result<()> {
     if !arguments.constraint.is_empty() {
         flags::placement(&mut spec).constraints = arguments.constraint;
     }
+    service_mode::edit_preferences(&mut spec, &arguments.placement_pref, &[])?;
     arguments.settings.apply(&mut spec)?;
     arguments.lists.apply(&mut spec)?;
     for network in &arguments.network {
@@ -307,6 +296,7 @@ async fn edit(transport: &dyn Transport, spec: &mut ServiceSpec, given: Update) 
         constraints.retain(|have| !given.constraint_rm.contains(have));
         constraints.extend(given.constraint_add);
     }
+    service_mode::edit_preferences(spec, &given.placement_pref_add, &given.placement_pref_rm)?;
     for network in &given.network_rm {
         let id = network_id(transport, network).await?;
         let networks = &mut spec.task_template.networks;
@@ -352,10 +342,14 @@ async fn scale(transport: &dyn Transport, replicas: Vec<String>, detach: bool) -
 async fn scale_one(transport: &dyn Transport, name: &str, count: u64) -> Result<String> {
     let service = inspect(transport, name).await?;
     let mut spec = service["Spec"].clone();
-    if spec["Mode"].get("Replicated").is_none() {
-        bail!("{name}: scale can only be used with replicated services");
+    let mode = &mut spec["Mode"];
+    if mode.get("Replicated").is_some() {
+        mode["Replicated"]["Replicas"] = count.into();
+    } else if mode.get("ReplicatedJob").is_some() {
+        mode["ReplicatedJob"]["TotalCompletions"] = count.into();
+    } else {
+        bail!("{name}: scale can only be used with replicated or replicated-job mode");
     }
-    spec["Mode"]["Replicated"]["Replicas"] = count.into();
     let id = text(&service, "/ID").to_owned();
     let call = Call::new(SERVICE_UPDATE)
         .on(&id)
@@ -427,56 +421,4 @@ fn show_warnings(answer: &Value) {
     for warning in items(&answer["Warnings"]).filter_map(Value::as_str) {
         output::warn(&format!("Warning: {warning}"));
     }
-}
-
-async fn list(transport: &dyn Transport, arguments: Ls) -> Result<()> {
-    let call = Call::new(SERVICE_LIST).with([
-        ("filters", filters(&arguments.filter)?),
-        ("status", "true".to_owned()),
-    ]);
-    let services = transport.call(call).await?;
-    if arguments.format == Format::Json {
-        return output::document(&services);
-    }
-    let mut services: Vec<&Value> = items(&services).collect();
-    services.sort_by_key(|service| text(service, "/Spec/Name"));
-    if arguments.quiet {
-        return services
-            .into_iter()
-            .try_for_each(|service| output::line(&short(text(service, "/ID"))));
-    }
-    let rows: Vec<Vec<String>> = services.into_iter().map(service_row).collect();
-    let heading = ["ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS"];
-    output::print(&table(&heading, &rows))
-}
-
-fn service_row(service: &Value) -> Vec<String> {
-    let mode = match service["Spec"]["Mode"].as_object() {
-        Some(mode) if mode.contains_key("Global") => "global",
-        Some(_) | None => "replicated",
-    };
-    let status = &service["ServiceStatus"];
-    let count = |key: &str| status[key].as_u64().unwrap_or(0);
-    let most = service["Spec"]["TaskTemplate"]["Placement"]["MaxReplicas"].as_u64();
-    let limit = most
-        .filter(|most| *most > 0)
-        .map(|most| format!(" (max {most} per node)"));
-    let image = text(service, "/Spec/TaskTemplate/ContainerSpec/Image");
-    let ports: Vec<String> = items(&service["Endpoint"]["Ports"])
-        .filter(|port| port["PublishMode"] != "host")
-        .map(task::published)
-        .collect();
-    vec![
-        short(text(service, "/ID")),
-        text(service, "/Spec/Name").to_owned(),
-        mode.to_owned(),
-        format!(
-            "{}/{}{}",
-            count("RunningTasks"),
-            count("DesiredTasks"),
-            limit.unwrap_or_default()
-        ),
-        task::without_digest(image).to_owned(),
-        ports.join(", "),
-    ]
 }

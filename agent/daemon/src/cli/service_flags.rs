@@ -8,21 +8,16 @@ use skep_core::api::{
     ContainerSpec, EndpointMode, EndpointSpec, Labels, Mount, MountType, Placement, PortConfig,
     ResourceRequirements, Resources, RestartPolicy, ServiceSpec, UpdateConfig,
     container::{DnsConfig, TmpfsOptions, Ulimit},
-    service::Replicated,
     task::{LogDriver, RestartCondition},
 };
 
-use super::{network::key_values, units};
+use super::{network::key_values, service_mode::Numbers, units};
 
 /// Flags that mean the same for `create` and `update`: a value, or nothing.
 #[derive(Debug, Default, Args)]
 pub(super) struct Settings {
-    /// Number of tasks
-    #[arg(long)]
-    replicas: Option<u64>,
-    /// At most so many tasks on a node
-    #[arg(long, value_name = "NUMBER")]
-    replicas_max_per_node: Option<u64>,
+    #[command(flatten)]
+    numbers: Numbers,
     /// Limit of CPUs, such as 0.5
     #[arg(long, value_parser = units::nano_cpus)]
     limit_cpu: Option<i64>,
@@ -126,17 +121,7 @@ impl Settings {
         self.apply_resources(spec);
         self.apply_restart(spec);
         self.apply_update(spec);
-        if let Some(replicas) = self.replicas {
-            if spec.mode.global.is_some() || spec.mode.replicated_job.is_some() {
-                bail!("--replicas: only a replicated service has a number of tasks");
-            }
-            spec.mode.replicated = Some(Replicated {
-                replicas: Some(replicas),
-            });
-        }
-        if let Some(most) = self.replicas_max_per_node {
-            placement(spec).max_replicas = most;
-        }
+        self.numbers.apply(spec)?;
         if let Some(mode) = self.endpoint_mode {
             endpoint(spec).mode = match mode {
                 Endpoint::Vip => EndpointMode::Vip,

@@ -1,6 +1,9 @@
 //! `skep service ps`: the tasks of services, newest first in each slot.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
 
 use anyhow::Result;
 use clap::Args;
@@ -40,7 +43,7 @@ pub(super) async fn list(transport: &dyn Transport, arguments: Ps) -> Result<()>
     for service in &arguments.services {
         let found = service::inspect(transport, service).await?;
         let id = text(&found, "/ID").to_owned();
-        names.insert(id, text(&found, "/Spec/Name").to_owned());
+        names.insert(id, Named::of(&found));
     }
     let given = filters(&arguments.filter)?;
     let mut wanted: Value = if given.is_empty() {
@@ -61,10 +64,10 @@ pub(super) async fn list(transport: &dyn Transport, arguments: Ps) -> Result<()>
         .map(|node| (text(node, "/ID"), text(node, "/Description/Hostname")))
         .collect();
     let mut tasks: Vec<&Value> = items(&tasks).collect();
-    let place = |task: &Value| (names.get(text(task, "/ServiceID")), task["Slot"].as_u64());
     tasks.sort_by(|left, right| {
         let newest = text(right, "/CreatedAt").cmp(text(left, "/CreatedAt"));
-        place(left).cmp(&place(right)).then(newest)
+        let order = place(&names, left).cmp(&place(&names, right));
+        order.then(newest)
     });
     let whole = arguments.no_trunc;
     if arguments.quiet {
@@ -77,9 +80,8 @@ pub(super) async fn list(transport: &dyn Transport, arguments: Ps) -> Result<()>
     let rows: Vec<Vec<String>> = tasks
         .into_iter()
         .map(|task| {
-            let (service, slot) = place(task);
-            let service = service.map_or("", String::as_str);
-            let mut name = format!("{service}.{}", slot.unwrap_or(0));
+            let slot = place(&names, task);
+            let mut name = slot.map_or_else(String::new, |slot| slot.to_string());
             if !seen.insert(name.clone()) {
                 name = format!(" \\_ {name}");
             }
@@ -97,6 +99,56 @@ pub(super) async fn list(transport: &dyn Transport, arguments: Ps) -> Result<()>
         "PORTS",
     ];
     output::print(&table(&heading, &rows))
+}
+
+/// The slot of a task of one of these services.
+fn place<'a>(names: &'a BTreeMap<String, Named>, task: &'a Value) -> Option<Slot<'a>> {
+    let service = names.get(text(task, "/ServiceID"))?;
+    Some(service.slot(task))
+}
+
+/// A service's name, and how its tasks are told apart.
+pub(super) struct Named {
+    name: String,
+    per_node: bool,
+}
+
+/// The slot of a task, written `<service>.<number>` or, for services that run once per node,
+/// `<service>.<node id>`.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Slot<'a> {
+    service: &'a str,
+    number: u64,
+    node: Option<&'a str>,
+}
+
+impl Named {
+    /// Of a service's document.
+    pub(super) fn of(service: &Value) -> Self {
+        let mode = &service["Spec"]["Mode"];
+        Self {
+            name: text(service, "/Spec/Name").to_owned(),
+            per_node: mode.get("Global").is_some() || mode.get("GlobalJob").is_some(),
+        }
+    }
+
+    /// The slot of one of its tasks.
+    pub(super) fn slot<'a>(&'a self, task: &'a Value) -> Slot<'a> {
+        Slot {
+            service: &self.name,
+            number: task["Slot"].as_u64().unwrap_or(0),
+            node: self.per_node.then(|| text(task, "/NodeID")),
+        }
+    }
+}
+
+impl fmt::Display for Slot<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.node {
+            Some(node) => write!(f, "{}.{node}", self.service),
+            None => write!(f, "{}.{}", self.service, self.number),
+        }
+    }
 }
 
 fn task_row(task: &Value, name: String, hosts: &BTreeMap<&str, &str>, whole: bool) -> Vec<String> {

@@ -88,6 +88,7 @@ async fn verbs(node: &dyn Transport) {
     of_nodes(node).await;
     of_the_lock(node).await;
     of_networks(node).await;
+    of_modes(node).await;
     of_services(node).await;
     of_containers(node).await;
     assert_eq!(ok(node, "service rm whoami").await, "whoami\n");
@@ -315,6 +316,58 @@ async fn of_services(node: &dyn Transport) {
     shows(node, "explain whoami", &["every task of whoami runs"]).await;
 }
 
+async fn of_modes(node: &dyn Transport) {
+    shows(
+        node,
+        "service create --mode global --name agent --placement-pref spread=node.labels.zone --update-monitor 50ms \
+         whoami",
+        &["overall progress: 3 out of 3 tasks", "verify: Service converged"],
+    )
+    .await;
+    shows(
+        node,
+        "service create --mode replicated-job --name sum --replicas 4 --max-concurrent 2 whoami",
+        &["job progress: 4 out of 4 complete", "job complete"],
+    )
+    .await;
+    let scan = "service create --mode global-job --name scan whoami";
+    shows(
+        node,
+        scan,
+        &["job progress: 3 out of 3 complete", "job complete"],
+    )
+    .await;
+    shows(
+        node,
+        "service ls",
+        &[
+            "agent     global           3/3",
+            "sum       replicated job   0/2 (4/4 completed)",
+            "scan      global job       0/0 (3/3 completed)",
+        ],
+    )
+    .await;
+    shows(node, "service ls --filter mode=global", &["agent"]).await;
+    let again = shows(node, "service update --force sum", &["job complete"]).await;
+    assert!(!again.contains("verify"), "{again}");
+    shows(
+        node,
+        "service inspect sum",
+        &["\"JobIteration\": {\n", "\"Index\": 1\n"],
+    )
+    .await;
+    shows(node, "service ps sum", &["sum.0", "sum.3", "Complete"]).await;
+    let id = ok(node, "node ls -q").await;
+    let id = id.lines().next().unwrap();
+    shows(node, "service ps agent", &[&format!("agent.{}", &id[..12])]).await;
+    shows(node, "explain scan", &["every task of scan runs"]).await;
+    let (result, _, _) = run(node, "service scale agent=2").await;
+    let refused = result.unwrap_err();
+    let why = "scale can only be used with replicated or replicated-job mode";
+    assert_eq!(refused, format!("agent: {why}"));
+    ok(node, "service rm agent sum scan").await;
+}
+
 async fn of_containers(node: &dyn Transport) {
     let containers = shows(node, "ps", &["whoami.", "Up ", "\"serve --port 8000\""]).await;
     let id = containers.lines().nth(1).unwrap()[..12].to_owned();
@@ -335,7 +388,18 @@ async fn refusals(node: &dyn Transport) {
             "network nothing not found",
         ),
         ("service create -p 80:80:80 whoami", "is not a port"),
-        ("service create --mode global whoami", "only replicated"),
+        (
+            "service create --mode global --replicas 2 whoami",
+            "replicas can only be used with replicated or replicated-job mode",
+        ),
+        (
+            "service create --mode global-job --update-delay 1s whoami",
+            "update and rollback configuration is not supported for jobs",
+        ),
+        (
+            "service create --placement-pref spread=node.ip whoami",
+            "\"node.ip\" is no label",
+        ),
         ("service create --name Bad_Name! whoami", "name"),
         ("service scale x=y", "is not a number"),
         ("service scale x=1", "service x not found"),

@@ -121,6 +121,7 @@ fn walk_through(client: &Client) {
     nodes(client);
     networks(client);
     services(client);
+    modes(client);
     errors(client);
 }
 
@@ -254,6 +255,44 @@ fn services(client: &Client) {
     client.shows("node ps swarm-manager", &["Running"]);
     client.shows("service rm whoami client", &["whoami", "client"]);
     assert_eq!(client.ok("service ls -q"), "");
+}
+
+fn modes(client: &Client) {
+    client.shows(
+        "service create --detach=false --mode global --name agent whoami",
+        &[
+            "overall progress: 3 out of 3 tasks",
+            "verify: Service ",
+            "converged",
+        ],
+    );
+    client.shows(
+        "service create --detach=false --mode replicated-job --replicas 4 --max-concurrent 2 --name sum whoami",
+        // The client draws the bar of the whole job on terminals only.
+        &["active tasks: 0 out of 0 tasks", "job complete"],
+    );
+    client.shows(
+        "service create --detach=false --mode global-job --name scan whoami",
+        &["job complete"],
+    );
+    client.shows(
+        "service ls",
+        &[
+            "global",
+            "3/3",
+            "replicated job",
+            "0/2 (4/4 completed)",
+            "0/0 (3/3 completed)",
+        ],
+    );
+    client.shows("service inspect --pretty agent", &["Global"]);
+    client.shows("service inspect --pretty sum", &["ReplicatedJob"]);
+    let refused = client.fails("service scale agent=2");
+    assert!(
+        refused.contains("scale can only be used with replicated"),
+        "{refused}"
+    );
+    client.shows("service rm agent sum scan", &["agent", "scan"]);
 }
 
 fn errors(client: &Client) {
