@@ -7,6 +7,7 @@ mod host;
 mod management;
 mod managers;
 mod mesh;
+mod modes;
 mod node_os;
 mod nodes;
 mod overlay;
@@ -22,6 +23,7 @@ pub const REGISTERED: &[&[Test]] = &[
     nodes::TESTS,
     node_os::TESTS,
     services::TESTS,
+    modes::TESTS,
     mesh::TESTS,
     overlay::TESTS,
     discovery::TESTS,
