@@ -10,6 +10,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(files, ["proto"])?;
     prost_build::Config::new()
         .btree_map(["."])
+        // Secrets: their debug form stands in `wire/swarmkit.rs`.
+        .skip_debug(["SecretSpec", "ConfigSpec"])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -22,7 +22,7 @@ use self::{
     sandboxes::Surroundings,
 };
 use crate::{
-    api::{Node as NodeObject, Task, TaskStatus},
+    api::{DependencyId, Node as NodeObject, Task, TaskStatus},
     id::Id,
     network::{Inputs, MeshMap, NetOp, NetState, NodeNet, Ns, Sandbox, Scope, desired},
     time::{Now, Timestamp},
@@ -336,6 +336,11 @@ impl Node {
 
     fn save_deadline(&self) -> Option<Now> {
         (self.unsaved && !self.saving).then_some(self.save_not_before)
+    }
+
+    /// The secrets and configs that it holds for its tasks, in memory only.
+    pub fn dependencies(&self) -> impl Iterator<Item = &DependencyId> {
+        self.worker.dependencies()
     }
 
     /// What to do next, in order; `None` when all is said.

@@ -13,6 +13,7 @@ use skep_core::{
         container::image::{InvalidReference, Reference},
         container::plan::{ContainerId, ContainerPlan},
         container::{self, DebugRequest, Layout, Surroundings},
+        dependencies::Contents,
     },
 };
 use skep_host::{
@@ -135,7 +136,7 @@ impl LocalHandle {
         add_env(&mut plan, &params.env);
         let containers = self.containers();
         containers
-            .create(&plan)
+            .create(&plan, &Contents::new())
             .await
             .map_err(|error| unavailable(&error))?;
         let begin = async {

@@ -23,6 +23,7 @@ fn main() {
         ["flood", bytes] => flood(bytes.parse().unwrap()),
         ["fds"] => fds(),
         ["look", ref paths @ ..] => paths.iter().for_each(|path| look(path)),
+        ["owner", ref paths @ ..] => paths.iter().for_each(|path| owner(path)),
         ["device", kind, major, minor] => device(kind, major, minor),
         ["status"] => print!("{}", fs::read_to_string("/proc/self/status").unwrap()),
         ["whoami"] => whoami(),
@@ -82,6 +83,13 @@ fn look(path: &str) {
         },
     };
     println!("{path} {seen}");
+}
+
+fn owner(path: &str) {
+    use std::os::unix::fs::MetadataExt;
+    let there = fs::metadata(path).unwrap();
+    let mode = there.mode() & 0o7777;
+    println!("{path} {} {} {mode:o}", there.uid(), there.gid());
 }
 
 fn errno(status: i64) -> i32 {

@@ -1,4 +1,4 @@
-//! `skep-shim <directory>`: the parent of one container.
+//! `skep-shim <directory> [<descriptor>]`: the parent of one container.
 //!
 //! It makes the container with libcontainer, keeps its standard input and output, writes its log, reaps what dies and
 //! writes down how, and answers on a socket. It outlives skepd, so it is small, has one thread and depends on nothing
@@ -27,11 +27,14 @@ use std::process::ExitCode;
 type Result<T> = std::result::Result<T, String>;
 
 fn main() -> ExitCode {
-    let Some(dir) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        complain("usage: skep-shim DIRECTORY; it is started by skepd");
+    let mut arguments = std::env::args_os().skip(1);
+    let dir = arguments.next().map(PathBuf::from);
+    let provided = arguments.next().map(|number| number.to_str()?.parse().ok());
+    let (Some(dir), None | Some(Some(3..))) = (dir, provided) else {
+        complain("usage: skep-shim DIRECTORY [DESCRIPTOR]; it is started by skepd");
         return ExitCode::from(2);
     };
-    match startup::start(&dir) {
+    match startup::start(&dir, provided.flatten()) {
         Ok(event_loop) => match event_loop.run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => {

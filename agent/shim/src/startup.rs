@@ -14,19 +14,24 @@ use crate::causes;
 use crate::client::Listener;
 use crate::container::Container;
 use crate::event_loop::EventLoop;
-use crate::protocol::{ROOTFS, Ready, SETTINGS, SOCKET, Settings};
+use crate::protocol::{PROVIDED, ROOTFS, Ready, SETTINGS, SOCKET, Settings};
 use crate::{Result, Trying};
 
-/// What skepd passed on descriptors 0 and 1.
+/// What skepd passed on: descriptors 0 and 1, and one of which it has told the number.
 struct Inherited {
     root: OwnedFd,
+    provided: Option<OwnedFd>,
     ready: File,
 }
 
 /// Makes the container in `dir` and tells skepd how that went.
-pub(crate) fn start(dir: &Path) -> Result<EventLoop> {
-    let Inherited { root, mut ready } = take_inherited()?;
-    let result = create(dir, root);
+pub(crate) fn start(dir: &Path, provided: Option<RawFd>) -> Result<EventLoop> {
+    let Inherited {
+        root,
+        provided,
+        mut ready,
+    } = take_inherited(provided)?;
+    let result = create(dir, root, provided);
     let message = match &result {
         Ok(event_loop) => Ready::Created {
             pid: event_loop.pid(),
@@ -40,15 +45,18 @@ pub(crate) fn start(dir: &Path) -> Result<EventLoop> {
     result
 }
 
-fn create(dir: &Path, root: OwnedFd) -> Result<EventLoop> {
+fn create(dir: &Path, root: OwnedFd, provided: Option<OwnedFd>) -> Result<EventLoop> {
     let dir = fs::canonicalize(dir).trying("find the container's directory")?;
     std::env::set_current_dir(&dir).trying("enter the container's directory")?;
     let settings = fs::read(SETTINGS).trying("read the settings")?;
     let settings: Settings = serde_json::from_slice(&settings).trying("read the settings")?;
     causes::keep()?;
     become_shim(&settings)?;
-    attach_root(&dir, &root)?;
+    attach(&dir.join(ROOTFS), &root)?;
     drop(root);
+    if let Some(provided) = provided {
+        attach(&dir.join(PROVIDED), &provided)?;
+    }
     let listener = Listener::bind(SOCKET)?;
     let container = Container::create(&dir, &settings)?;
     // libcontainer gives the caller the container's score before it clones.
@@ -56,11 +64,29 @@ fn create(dir: &Path, root: OwnedFd) -> Result<EventLoop> {
     EventLoop::new(settings, listener, container)
 }
 
-/// Moves the two descriptors out of the way of standard input and output, and closes all others: skepd was itself given
+/// Moves the descriptors out of the way of standard input and output, and closes all others: skepd was itself given
 /// descriptors by systemd, and none of them may come near a container.
-fn take_inherited() -> Result<Inherited> {
-    // SAFETY: this is the first thing the process does; nothing of it uses a descriptor above 2 yet.
-    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+fn take_inherited(provided: Option<RawFd>) -> Result<Inherited> {
+    let kept = provided.and_then(|number| libc::c_uint::try_from(number).ok());
+    let others = match kept {
+        Some(kept) => [
+            (3, kept.wrapping_sub(1)),
+            (kept.wrapping_add(1), libc::c_uint::MAX),
+        ],
+        None => [(3, libc::c_uint::MAX); 2],
+    };
+    for (first, last) in others {
+        // An empty range is an error that is none.
+        // SAFETY: this is the first thing the process does; nothing of it uses these descriptors yet.
+        unsafe { libc::close_range(first, last, 0) };
+    }
+    // SAFETY: it was left open above and belongs to nobody else in this process.
+    let provided = provided.map(|number| unsafe { OwnedFd::from_raw_fd(number) });
+    // Copies close at an exec: none of it may come near a container.
+    let provided = match provided {
+        Some(provided) => Some(duplicate(provided.as_raw_fd())?),
+        None => None,
+    };
     let root = duplicate(0)?;
     let ready = duplicate(1)?;
     let null = File::options()
@@ -73,6 +99,7 @@ fn take_inherited() -> Result<Inherited> {
     }
     Ok(Inherited {
         root,
+        provided,
         ready: File::from(ready),
     })
 }
@@ -118,16 +145,17 @@ fn become_shim(settings: &Settings) -> Result<()> {
     .trying("make the mounts of the node one-way")
 }
 
-/// Attaches the root that skepd mounted without a place. It exists in this namespace only, so that no crash can leave it behind.
-fn attach_root(dir: &Path, root: &OwnedFd) -> Result<()> {
+/// Attaches what skepd mounted without a place. It exists in this namespace only, so that no crash can leave it behind.
+fn attach(place: &Path, mounted: &OwnedFd) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
-    let target =
-        std::ffi::CString::new(dir.join(ROOTFS).as_os_str().as_bytes()).trying("name the root")?;
+    let shown = place.display();
+    let target = std::ffi::CString::new(place.as_os_str().as_bytes());
+    let target = target.trying(&format!("name {shown}"))?;
     // SAFETY: both strings end with a NUL and outlive the call; the descriptor is open.
     let status = unsafe {
         libc::syscall(
             libc::SYS_move_mount,
-            root.as_raw_fd(),
+            mounted.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_FDCWD,
             target.as_ptr(),
@@ -138,7 +166,7 @@ fn attach_root(dir: &Path, root: &OwnedFd) -> Result<()> {
         Ok(())
     } else {
         Err(format!(
-            "attach the root: {}",
+            "attach {shown}: {}",
             std::io::Error::last_os_error()
         ))
     }

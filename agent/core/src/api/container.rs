@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Labels, is_default, nanos, null_as_default};
+use super::{ConfigReference, Labels, SecretReference, is_default, nanos, null_as_default};
 
 /// `TaskTemplate.ContainerSpec`. The fields that end in `: Option<Value>` are known to Docker and not
 /// supported here yet: validation refuses them by name unless they are absent or empty.
@@ -94,13 +94,13 @@ pub struct ContainerSpec {
         skip_serializing_if = "is_default",
         deserialize_with = "null_as_default"
     )]
-    pub secrets: Vec<Value>,
+    pub secrets: Vec<SecretReference>,
     /// References to configs.
     #[serde(
         skip_serializing_if = "is_default",
         deserialize_with = "null_as_default"
     )]
-    pub configs: Vec<Value>,
+    pub configs: Vec<ConfigReference>,
     /// Windows only; `default` and empty are accepted.
     #[serde(skip_serializing_if = "is_default")]
     pub isolation: String,

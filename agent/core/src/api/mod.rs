@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod container;
+pub mod dependency;
 pub mod network;
 pub mod node;
 pub mod protobuf;
@@ -16,6 +17,10 @@ pub mod task;
 
 pub use cluster::{Cluster, ClusterSpec, JoinTokens, RootCa};
 pub use container::{ContainerSpec, Mount, MountType, ResourceRequirements, Resources};
+pub use dependency::{
+    Config, ConfigReference, ConfigSpec, DependencyId, FileTarget, Payload, Secret,
+    SecretReference, SecretSpec,
+};
 pub use network::{DriverState, Ipam, IpamConfig, Network, NetworkSpec};
 pub use node::{
     Availability, EngineDescription, ManagerStatus, Membership, Node, NodeDescription, NodeNetwork,

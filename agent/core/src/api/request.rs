@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ClusterSpec, Network, NetworkSpec, NodeSpec, Service, ServiceSpec};
+use super::{
+    ClusterSpec, Config, ConfigSpec, Network, NetworkSpec, NodeSpec, Secret, SecretSpec, Service,
+    ServiceSpec,
+};
 use crate::{id::Id, wire::unlock::UnlockKey};
 
 /// A request to the cluster. References are what the user typed: an id, an unambiguous prefix of
@@ -30,6 +33,32 @@ pub enum ClusterRequest {
     NetworkCreate(Box<NetworkSpec>),
     /// Removes a network.
     NetworkRemove(String),
+    /// Makes a secret.
+    SecretCreate(Box<SecretSpec>),
+    /// Changes the labels of a secret.
+    SecretUpdate {
+        /// Which.
+        secret: String,
+        /// The version that the new spec is based on.
+        version: u64,
+        /// The new spec.
+        spec: Box<SecretSpec>,
+    },
+    /// Removes a secret.
+    SecretRemove(String),
+    /// Makes a config.
+    ConfigCreate(Box<ConfigSpec>),
+    /// Changes the labels of a config.
+    ConfigUpdate {
+        /// Which.
+        config: String,
+        /// The version that the new spec is based on.
+        version: u64,
+        /// The new spec.
+        spec: Box<ConfigSpec>,
+    },
+    /// Removes a config.
+    ConfigRemove(String),
     /// Changes role, availability or labels of a node.
     NodeUpdate {
         /// Which.
@@ -70,11 +99,29 @@ pub enum ClusterResponse {
     ServiceCreated(Id<Service>),
     /// A network was made.
     NetworkCreated(Id<Network>),
+    /// A secret was made.
+    SecretCreated(Id<Secret>),
+    /// A config was made.
+    ConfigCreated(Id<Config>),
     /// Done; there is nothing to say but these warnings.
     Done {
         /// For the user.
         warnings: Vec<String>,
     },
+}
+
+impl ClusterResponse {
+    /// The id of what was made, if something was.
+    #[must_use]
+    pub fn created(&self) -> Option<&str> {
+        match self {
+            ClusterResponse::ServiceCreated(id) => Some(id.as_str()),
+            ClusterResponse::NetworkCreated(id) => Some(id.as_str()),
+            ClusterResponse::SecretCreated(id) => Some(id.as_str()),
+            ClusterResponse::ConfigCreated(id) => Some(id.as_str()),
+            ClusterResponse::Done { .. } => None,
+        }
+    }
 }
 
 /// Why a request was refused. Maps one to one to HTTP status codes and D-Bus error names.

@@ -3,12 +3,14 @@
 
 mod cluster;
 mod container;
+mod dependency;
 mod mount;
 mod names;
 mod network;
 mod node;
 mod ports;
 mod process;
+mod reference;
 mod service;
 mod task;
 
@@ -47,6 +49,20 @@ pub fn handle(
         ClusterRequest::ServiceRemove(service) => service::remove(view, service, ctx),
         ClusterRequest::NetworkCreate(spec) => network::create(view, spec, ctx),
         ClusterRequest::NetworkRemove(network) => network::remove(view, network),
+        ClusterRequest::SecretCreate(spec) => dependency::create_secret(view, spec, ctx),
+        ClusterRequest::SecretUpdate {
+            secret,
+            version,
+            spec,
+        } => dependency::update_secret(view, secret, *version, spec, ctx),
+        ClusterRequest::SecretRemove(secret) => dependency::remove_secret(view, secret),
+        ClusterRequest::ConfigCreate(spec) => dependency::create_config(view, spec, ctx),
+        ClusterRequest::ConfigUpdate {
+            config,
+            version,
+            spec,
+        } => dependency::update_config(view, config, *version, spec, ctx),
+        ClusterRequest::ConfigRemove(config) => dependency::remove_config(view, config),
         ClusterRequest::NodeUpdate {
             node,
             version,
@@ -80,9 +96,10 @@ pub fn refused(error: &ApplyError) -> ApiError {
         ApplyError::NameTaken { .. }
         | ApplyError::PortTaken { .. }
         | ApplyError::SubnetTaken { .. } => ApiError::Conflict(error.to_string()),
-        ApplyError::WentBack { .. } | ApplyError::NetworkInUse { .. } => {
-            ApiError::Precondition(error.to_string())
-        }
+        ApplyError::WentBack { .. }
+        | ApplyError::NetworkInUse { .. }
+        | ApplyError::NoDependency { .. }
+        | ApplyError::DependencyInUse { .. } => ApiError::Precondition(error.to_string()),
         ApplyError::NoNetwork(target) => ApiError::NotFound {
             kind: "network",
             reference: target.clone(),

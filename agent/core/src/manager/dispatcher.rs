@@ -9,7 +9,7 @@ mod reports;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-pub use assignments::{AssignmentChange, AssignmentSet, assignments};
+pub use assignments::{AssignmentChange, AssignmentSet, assignments, messages, needed};
 pub use reports::reports;
 
 use crate::{

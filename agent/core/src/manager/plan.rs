@@ -98,7 +98,14 @@ impl<'a> Plan<'a> {
                     let networks = networks.map(|it| it.network_id.clone());
                     networks.map(ObjectId::Network).collect()
                 }
-                Some(Object::Cluster(_) | Object::Network(_) | Object::Node(_)) | None => continue,
+                Some(
+                    Object::Cluster(_)
+                    | Object::Network(_)
+                    | Object::Node(_)
+                    | Object::Secret(_)
+                    | Object::Config(_),
+                )
+                | None => continue,
             };
             for need in needs {
                 let new = match &need {
@@ -109,7 +116,9 @@ impl<'a> Plan<'a> {
                     ObjectId::Cluster
                     | ObjectId::Node(_)
                     | ObjectId::Service(_)
-                    | ObjectId::Task(_) => true,
+                    | ObjectId::Task(_)
+                    | ObjectId::Secret(_)
+                    | ObjectId::Config(_) => true,
                 };
                 if let Some(other) = self.position.get(&need).copied().filter(|_| new) {
                     self.join(other, position);
@@ -168,5 +177,7 @@ fn stamped(object: Object, now: Timestamp) -> Object {
         Object::Service(service) => Object::Service(at(service, now, |it| &mut it.meta)),
         Object::Network(network) => Object::Network(at(network, now, |it| &mut it.meta)),
         Object::Task(task) => Object::Task(at(task, now, |it| &mut it.meta)),
+        Object::Secret(secret) => Object::Secret(at(secret, now, |it| &mut it.meta)),
+        Object::Config(config) => Object::Config(at(config, now, |it| &mut it.meta)),
     }
 }

@@ -9,11 +9,13 @@ mod lists;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    api::{ApiError, ModeKind, Network, Node, Service, Task, TaskState},
+    api::{ApiError, Config, ModeKind, Network, Node, Secret, Service, Task, TaskState},
     id::Id,
     store::View,
 };
-pub use lists::{is_true, list_networks, list_nodes, list_services, list_tasks};
+pub use lists::{
+    is_true, list_configs, list_networks, list_nodes, list_secrets, list_services, list_tasks,
+};
 
 /// The node with this id, host name, name or unambiguous prefix of an id. Two nodes with one host name
 /// are both there, and naming either by it is ambiguous.
@@ -55,6 +57,36 @@ pub fn find_network(view: &View, reference: &str) -> Result<Arc<Network>, ApiErr
         "network",
         reference,
         view.networks(),
+        |it| it.id.as_str(),
+        named,
+    )
+}
+
+/// The secret with this id, name or unambiguous prefix of an id.
+///
+/// # Errors
+/// `NotFound` or `Ambiguous`.
+pub fn find_secret(view: &View, reference: &str) -> Result<Arc<Secret>, ApiError> {
+    let named = |secret: &Secret| secret.spec.name.eq_ignore_ascii_case(reference);
+    resolve(
+        "secret",
+        reference,
+        view.secrets(),
+        |it| it.id.as_str(),
+        named,
+    )
+}
+
+/// The config with this id, name or unambiguous prefix of an id.
+///
+/// # Errors
+/// `NotFound` or `Ambiguous`.
+pub fn find_config(view: &View, reference: &str) -> Result<Arc<Config>, ApiError> {
+    let named = |config: &Config| config.spec.name.eq_ignore_ascii_case(reference);
+    resolve(
+        "config",
+        reference,
+        view.configs(),
         |it| it.id.as_str(),
         named,
     )

@@ -191,7 +191,7 @@ impl Bench {
                 true => EffectResult::Done,
                 false => failed("no namespace", true),
             },
-            Effect::Create(plan) => {
+            Effect::Create(plan, _) => {
                 assert!(
                     self.namespace(&plan.id),
                     "a container is made before its namespace"
@@ -304,6 +304,7 @@ impl Bench {
         self.handle(Input::Assignments(Assignments::Complete {
             results_in: "1".to_owned(),
             tasks,
+            dependencies: Vec::new(),
         }));
     }
 

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use super::{Change, Entry, Object, ObjectId, Proposal, View, view::claimed_ports};
-use crate::api::{Meta, Network, Protocol, Service, Subnet, Task, TaskState, TaskStatus};
+use crate::api::{
+    DependencyId, Meta, Network, Protocol, Service, ServiceSpec, Subnet, Task, TaskState,
+    TaskStatus,
+};
+use crate::id::Id;
 
 /// What a proposal did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +39,10 @@ pub enum ApplyError {
         /// The version that it has; 0 means that it does not exist.
         found: u64,
     },
-    /// Names of services and of networks are unique.
+    /// Names are unique among the objects of a kind.
     #[error("name conflicts with an existing object: {kind} {name} already exists")]
     NameTaken {
-        /// `service` or `network`.
+        /// `service`, `network`, `secret` or `config`.
         kind: &'static str,
         /// The name.
         name: String,
@@ -74,6 +78,24 @@ pub enum ApplyError {
         /// Name of a service that uses it.
         service: String,
     },
+    /// A service names a secret or config that was removed meanwhile.
+    #[error("{kind} not found: {name}")]
+    NoDependency {
+        /// `secret` or `config`.
+        kind: &'static str,
+        /// Its name, as the service has it.
+        name: String,
+    },
+    /// A secret or config that services use stays.
+    #[error("{}", in_use(kind, name, services))]
+    DependencyInUse {
+        /// `secret` or `config`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// Names of the services that use it.
+        services: Vec<String>,
+    },
     /// Observed and desired state of a task only grow.
     #[error("{task} can't go back from {from:?} to {to:?}")]
     WentBack {
@@ -84,6 +106,16 @@ pub enum ApplyError {
         /// Where the change would put it.
         to: TaskState,
     },
+}
+
+/// Docker's words for a secret or config that can't be removed.
+pub(crate) fn in_use(kind: &str, name: &str, services: &[String]) -> String {
+    let noun = match services {
+        [_] => "service",
+        [..] => "services",
+    };
+    let services = services.join(", ");
+    format!("{kind} '{name}' is in use by the following {noun}: {services}")
 }
 
 pub(super) fn entry(
@@ -170,17 +202,33 @@ fn check(view: &View, object: &Object) -> Result<(), ApplyError> {
         Object::Network(network) => check_network(view, network),
         Object::Service(service) => check_service(view, service),
         Object::Task(task) => check_task(view, task),
+        Object::Secret(secret) => {
+            let named = view.secret_named(&secret.spec.name);
+            let other = named.is_some_and(|other| other.id != secret.id);
+            check_name("secret", &secret.spec.name, other)
+        }
+        Object::Config(config) => {
+            let named = view.config_named(&config.spec.name);
+            let other = named.is_some_and(|other| other.id != config.id);
+            check_name("config", &config.spec.name, other)
+        }
+    }
+}
+
+fn check_name(kind: &'static str, name: &str, taken: bool) -> Result<(), ApplyError> {
+    match taken {
+        false => Ok(()),
+        true => Err(ApplyError::NameTaken {
+            kind,
+            name: name.to_owned(),
+        }),
     }
 }
 
 fn check_network(view: &View, network: &Network) -> Result<(), ApplyError> {
     let named = view.network_named(&network.spec.name);
-    if named.is_some_and(|other| other.id != network.id) {
-        return Err(ApplyError::NameTaken {
-            kind: "network",
-            name: network.spec.name.clone(),
-        });
-    }
+    let other = named.is_some_and(|other| other.id != network.id);
+    check_name("network", &network.spec.name, other)?;
     let Some(subnet) = network.subnet() else {
         return Ok(());
     };
@@ -203,12 +251,8 @@ fn check_service(view: &View, service: &Service) -> Result<(), ApplyError> {
         return Ok(());
     }
     let named = view.service_named(&service.spec.name);
-    if named.is_some_and(|other| other.id != service.id) {
-        return Err(ApplyError::NameTaken {
-            kind: "service",
-            name: service.spec.name.clone(),
-        });
-    }
+    let other = named.is_some_and(|other| other.id != service.id);
+    check_name("service", &service.spec.name, other)?;
     let wanted = service.spec.task_template.networks.iter();
     for target in wanted.map(|wanted| &wanted.target) {
         let known = target.parse().ok().and_then(|id| view.network(&id));
@@ -216,6 +260,7 @@ fn check_service(view: &View, service: &Service) -> Result<(), ApplyError> {
             return Err(ApplyError::NoNetwork(target.clone()));
         }
     }
+    check_dependencies(view, service)?;
     for (protocol, port) in claimed_ports(service) {
         let holder = view.port_holder(protocol, port);
         if let Some(holder) = holder.filter(|holder| holder.id != service.id) {
@@ -229,10 +274,75 @@ fn check_service(view: &View, service: &Service) -> Result<(), ApplyError> {
     Ok(())
 }
 
+/// What a service newly refers to must be there. What it has now or had before may be gone: a rollback that
+/// the manager decides must not fail for it; the tasks that miss it say so.
+fn check_dependencies(view: &View, service: &Service) -> Result<(), ApplyError> {
+    let known = view.service(&service.id);
+    let previous = known.and_then(|known| known.previous_spec.as_ref());
+    let before: Vec<DependencyId> = known
+        .map(|known| &known.spec)
+        .into_iter()
+        .chain(previous)
+        .flat_map(dependencies)
+        .map(|(id, _)| id)
+        .collect();
+    for (id, name) in dependencies(&service.spec) {
+        let (kind, there) = match &id {
+            DependencyId::Secret(id) => ("secret", view.secret(id).is_some()),
+            DependencyId::Config(id) => ("config", view.config(id).is_some()),
+        };
+        if !there && !before.contains(&id) {
+            return Err(ApplyError::NoDependency {
+                kind,
+                name: name.to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The secrets and configs that a service refers to, with their names.
+fn dependencies(spec: &ServiceSpec) -> impl Iterator<Item = (DependencyId, &str)> {
+    let container = spec.task_template.container_spec.iter();
+    let references = container.flat_map(|container| container.references());
+    references.filter_map(|one| Some((one.dependency()?, one.name)))
+}
+
 fn check_unused(view: &View, object: &ObjectId) -> Result<(), ApplyError> {
-    let ObjectId::Network(id) = object else {
-        return Ok(());
-    };
+    match object {
+        ObjectId::Network(id) => check_network_unused(view, id),
+        ObjectId::Secret(id) => {
+            let name = view.secret(id).map(|it| it.spec.name.as_str());
+            let dependency = DependencyId::Secret(id.clone());
+            check_dependency_unused(view, "secret", &dependency, name)
+        }
+        ObjectId::Config(id) => {
+            let name = view.config(id).map(|it| it.spec.name.as_str());
+            let dependency = DependencyId::Config(id.clone());
+            check_dependency_unused(view, "config", &dependency, name)
+        }
+        ObjectId::Cluster | ObjectId::Node(_) | ObjectId::Service(_) | ObjectId::Task(_) => Ok(()),
+    }
+}
+
+fn check_dependency_unused(
+    view: &View,
+    kind: &'static str,
+    dependency: &DependencyId,
+    name: Option<&str>,
+) -> Result<(), ApplyError> {
+    let services = view.users_of(dependency);
+    match services.is_empty() {
+        true => Ok(()),
+        false => Err(ApplyError::DependencyInUse {
+            kind,
+            name: name.unwrap_or_default().to_owned(),
+            services,
+        }),
+    }
+}
+
+fn check_network_unused(view: &View, id: &Id<Network>) -> Result<(), ApplyError> {
     let uses = |service: &&Arc<Service>| {
         let mut wanted = service.spec.task_template.networks.iter();
         !service.pending_delete && wanted.any(|wanted| wanted.target == id.as_str())
@@ -312,5 +422,7 @@ fn stamped(object: &Object, index: u64) -> Object {
         Object::Service(service) => Object::Service(at(service, index, |it| &mut it.meta)),
         Object::Network(network) => Object::Network(at(network, index, |it| &mut it.meta)),
         Object::Task(task) => Object::Task(at(task, index, |it| &mut it.meta)),
+        Object::Secret(secret) => Object::Secret(at(secret, index, |it| &mut it.meta)),
+        Object::Config(config) => Object::Config(at(config, index, |it| &mut it.meta)),
     }
 }

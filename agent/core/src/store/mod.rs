@@ -14,12 +14,13 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use apply::in_use;
 pub use apply::{Applied, ApplyError};
 pub use snapshot::SnapshotError;
 pub use view::View;
 
 use crate::{
-    api::{Cluster, Network, Node, Service, Task, TaskStatus},
+    api::{Cluster, Config, Network, Node, Secret, Service, Task, TaskStatus},
     id::Id,
 };
 
@@ -107,6 +108,18 @@ impl Change {
         Change::Put(Object::Network(Arc::new(network)))
     }
 
+    /// Writes this secret.
+    #[must_use]
+    pub fn put_secret(secret: Secret) -> Self {
+        Change::Put(Object::Secret(Arc::new(secret)))
+    }
+
+    /// Writes this config.
+    #[must_use]
+    pub fn put_config(config: Config) -> Self {
+        Change::Put(Object::Config(Arc::new(config)))
+    }
+
     /// Writes this task.
     #[must_use]
     pub fn put_task(task: Task) -> Self {
@@ -127,6 +140,10 @@ pub enum Object {
     Network(Arc<Network>),
     /// A task.
     Task(Arc<Task>),
+    /// A secret.
+    Secret(Arc<Secret>),
+    /// A config.
+    Config(Arc<Config>),
 }
 
 impl Object {
@@ -139,6 +156,8 @@ impl Object {
             Object::Service(service) => ObjectId::Service(service.id.clone()),
             Object::Network(network) => ObjectId::Network(network.id.clone()),
             Object::Task(task) => ObjectId::Task(task.id.clone()),
+            Object::Secret(secret) => ObjectId::Secret(secret.id.clone()),
+            Object::Config(config) => ObjectId::Config(config.id.clone()),
         }
     }
 
@@ -151,6 +170,8 @@ impl Object {
             Object::Service(service) => service.meta.version,
             Object::Network(network) => network.meta.version,
             Object::Task(task) => task.meta.version,
+            Object::Secret(secret) => secret.meta.version,
+            Object::Config(config) => config.meta.version,
         }
     }
 }
@@ -168,6 +189,10 @@ pub enum ObjectId {
     Service(Id<Service>),
     /// A task.
     Task(Id<Task>),
+    /// A secret.
+    Secret(Id<Secret>),
+    /// A config.
+    Config(Id<Config>),
 }
 
 impl fmt::Display for ObjectId {
@@ -178,6 +203,8 @@ impl fmt::Display for ObjectId {
             ObjectId::Node(id) => write!(f, "node {id}"),
             ObjectId::Service(id) => write!(f, "service {id}"),
             ObjectId::Task(id) => write!(f, "task {id}"),
+            ObjectId::Secret(id) => write!(f, "secret {id}"),
+            ObjectId::Config(id) => write!(f, "config {id}"),
         }
     }
 }

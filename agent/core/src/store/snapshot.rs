@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{Object, View};
-use crate::api::{Cluster, Network, Node, Service, Task};
+use crate::api::{Cluster, Config, Network, Node, Secret, Service, Task};
 
 /// The form of the document; a reader refuses one that it does not know.
 const FORMAT: u32 = 1;
@@ -20,6 +20,10 @@ struct Document<'a> {
     services: Cow<'a, [Arc<Service>]>,
     networks: Cow<'a, [Arc<Network>]>,
     tasks: Cow<'a, [Arc<Task>]>,
+    #[serde(default)]
+    secrets: Cow<'a, [Arc<Secret>]>,
+    #[serde(default)]
+    configs: Cow<'a, [Arc<Config>]>,
 }
 
 /// Why a snapshot could not be read or written.
@@ -47,6 +51,8 @@ impl View {
             services: self.services.values().cloned().collect(),
             networks: self.networks.values().cloned().collect(),
             tasks: self.tasks.values().cloned().collect(),
+            secrets: self.secrets.values().cloned().collect(),
+            configs: self.configs.values().cloned().collect(),
         };
         serde_json::to_vec(&document).map_err(SnapshotError::Malformed)
     }
@@ -76,7 +82,11 @@ impl View {
         let services = document.services.iter().cloned().map(Object::Service);
         let networks = document.networks.iter().cloned().map(Object::Network);
         let tasks = document.tasks.iter().cloned().map(Object::Task);
-        for object in nodes.chain(services).chain(networks).chain(tasks) {
+        let secrets = document.secrets.iter().cloned().map(Object::Secret);
+        let configs = document.configs.iter().cloned().map(Object::Config);
+        let dependencies = secrets.chain(configs);
+        let objects = nodes.chain(services).chain(networks).chain(tasks);
+        for object in objects.chain(dependencies) {
             view.insert(object);
         }
         Ok(view)

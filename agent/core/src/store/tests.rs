@@ -174,6 +174,8 @@ proptest! {
     fn a_snapshot_is_the_state(seed: u64, steps in prop::collection::vec(0..6u8, 0..25)) {
         let mut bench = Bench::new(3);
         bench.ctx.rng = Rng::seeded(seed);
+        bench.create_secret("db", b"x");
+        bench.create_config("site", b"x");
         for (number, step) in steps.into_iter().enumerate() {
             let name = format!("s{}", number % 4);
             let known = bench.view().service_named(&name).map(|it| it.id.clone());
@@ -206,6 +208,8 @@ proptest! {
             prop_assert!(restored.services().eq(view.services()));
             prop_assert!(restored.networks().eq(view.networks()));
             prop_assert!(restored.nodes().eq(view.nodes()));
+            prop_assert!(restored.secrets().eq(view.secrets()));
+            prop_assert!(restored.configs().eq(view.configs()));
             prop_assert_eq!(restored.cluster(), view.cluster());
         }
     }

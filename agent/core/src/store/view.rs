@@ -6,7 +6,9 @@ use imbl::{OrdMap, OrdSet};
 
 use super::{Change, Object, ObjectId, Proposal};
 use crate::{
-    api::{Cluster, Network, Node, Protocol, PublishMode, Service, Task},
+    api::{
+        Cluster, Config, DependencyId, Network, Node, Protocol, PublishMode, Secret, Service, Task,
+    },
     id::Id,
 };
 
@@ -20,6 +22,8 @@ pub struct View {
     pub(super) services: OrdMap<Id<Service>, Arc<Service>>,
     pub(super) networks: OrdMap<Id<Network>, Arc<Network>>,
     pub(super) tasks: OrdMap<Id<Task>, Arc<Task>>,
+    pub(super) secrets: OrdMap<Id<Secret>, Arc<Secret>>,
+    pub(super) configs: OrdMap<Id<Config>, Arc<Config>>,
     pub(super) index: Indexes,
 }
 
@@ -30,6 +34,10 @@ pub(super) struct Indexes {
     pub(super) service_names: OrdMap<String, Id<Service>>,
     /// Lower-case names of networks.
     pub(super) network_names: OrdMap<String, Id<Network>>,
+    /// Lower-case names of secrets.
+    pub(super) secret_names: OrdMap<String, Id<Secret>>,
+    /// Lower-case names of configs.
+    pub(super) config_names: OrdMap<String, Id<Config>>,
     /// Published ports of services that are not being removed.
     pub(super) ports: OrdMap<(Protocol, u16), Id<Service>>,
     pub(super) tasks_of_service: OrdMap<Id<Service>, OrdSet<Id<Task>>>,
@@ -129,6 +137,58 @@ impl View {
             .filter_map(|id| self.tasks.get(id))
     }
 
+    /// The secret with this id.
+    #[must_use]
+    pub fn secret(&self, id: &Id<Secret>) -> Option<&Arc<Secret>> {
+        self.secrets.get(id)
+    }
+
+    /// The secret with this name, whatever its case.
+    #[must_use]
+    pub fn secret_named(&self, name: &str) -> Option<&Arc<Secret>> {
+        let id = self.index.secret_names.get(&name.to_ascii_lowercase())?;
+        self.secrets.get(id)
+    }
+
+    /// Every secret, in order of ids.
+    pub fn secrets(&self) -> impl Iterator<Item = &Arc<Secret>> {
+        self.secrets.values()
+    }
+
+    /// The config with this id.
+    #[must_use]
+    pub fn config(&self, id: &Id<Config>) -> Option<&Arc<Config>> {
+        self.configs.get(id)
+    }
+
+    /// The config with this name, whatever its case.
+    #[must_use]
+    pub fn config_named(&self, name: &str) -> Option<&Arc<Config>> {
+        let id = self.index.config_names.get(&name.to_ascii_lowercase())?;
+        self.configs.get(id)
+    }
+
+    /// Every config, in order of ids.
+    pub fn configs(&self) -> impl Iterator<Item = &Arc<Config>> {
+        self.configs.values()
+    }
+
+    /// The names of the services that refer to a secret or config, in their order; not those that are being
+    /// removed.
+    #[must_use]
+    pub fn users_of(&self, dependency: &DependencyId) -> Vec<String> {
+        let refers = |service: &&Arc<Service>| {
+            let container = service.spec.task_template.container_spec.iter();
+            let mut references = container.flat_map(|container| container.references());
+            references.any(|one| one.dependency().as_ref() == Some(dependency))
+        };
+        let services = self.services().filter(|service| !service.pending_delete);
+        let users = services.filter(refers);
+        let mut names: Vec<String> = users.map(|service| service.spec.name.clone()).collect();
+        names.sort();
+        names
+    }
+
     /// The service that holds a published port of the routing mesh.
     #[must_use]
     pub fn port_holder(&self, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {
@@ -151,6 +211,8 @@ impl View {
             ObjectId::Node(id) => self.nodes.get(id).cloned().map(Object::Node),
             ObjectId::Service(id) => self.services.get(id).cloned().map(Object::Service),
             ObjectId::Task(id) => self.tasks.get(id).cloned().map(Object::Task),
+            ObjectId::Secret(id) => self.secrets.get(id).cloned().map(Object::Secret),
+            ObjectId::Config(id) => self.configs.get(id).cloned().map(Object::Config),
         }
     }
 
@@ -209,6 +271,24 @@ impl View {
                     None => self.index.add_task(&task),
                 }
             }
+            Object::Secret(secret) => {
+                let old = self.secrets.insert(secret.id.clone(), Arc::clone(&secret));
+                if let Some(old) = old {
+                    let name = old.spec.name.to_ascii_lowercase();
+                    self.index.secret_names.remove(&name);
+                }
+                let name = secret.spec.name.to_ascii_lowercase();
+                self.index.secret_names.insert(name, secret.id.clone());
+            }
+            Object::Config(config) => {
+                let old = self.configs.insert(config.id.clone(), Arc::clone(&config));
+                if let Some(old) = old {
+                    let name = old.spec.name.to_ascii_lowercase();
+                    self.index.config_names.remove(&name);
+                }
+                let name = config.spec.name.to_ascii_lowercase();
+                self.index.config_names.insert(name, config.id.clone());
+            }
         }
     }
 
@@ -231,6 +311,18 @@ impl View {
             ObjectId::Task(id) => {
                 if let Some(task) = self.tasks.remove(id) {
                     self.index.drop_task(&task);
+                }
+            }
+            ObjectId::Secret(id) => {
+                if let Some(secret) = self.secrets.remove(id) {
+                    let name = secret.spec.name.to_ascii_lowercase();
+                    self.index.secret_names.remove(&name);
+                }
+            }
+            ObjectId::Config(id) => {
+                if let Some(config) = self.configs.remove(id) {
+                    let name = config.spec.name.to_ascii_lowercase();
+                    self.index.config_names.remove(&name);
                 }
             }
         }

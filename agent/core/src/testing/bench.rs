@@ -4,10 +4,11 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use crate::{
     api::{
-        ApiError, Cluster, ClusterRequest, ClusterResponse, ClusterSpec, ContainerSpec,
-        EngineDescription, JoinTokens, Meta, Network, NetworkAttachmentConfig, NetworkSpec, Node,
-        NodeDescription, NodeSpec, NodeState, NodeStatus, Platform, Resources, Role, RootCa,
-        Service, ServiceMode, ServiceSpec, Task, TaskSpec, TaskState, TaskStatus,
+        ApiError, Cluster, ClusterRequest, ClusterResponse, ClusterSpec, Config, ConfigSpec,
+        ContainerSpec, EngineDescription, JoinTokens, Meta, Network, NetworkAttachmentConfig,
+        NetworkSpec, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Platform, Resources,
+        Role, RootCa, Secret, SecretSpec, Service, ServiceMode, ServiceSpec, Task, TaskSpec,
+        TaskState, TaskStatus,
         node::Certificate,
         service::{Global, Replicated, ReplicatedJob},
     },
@@ -171,6 +172,26 @@ pub fn network(name: &str) -> NetworkSpec {
     }
 }
 
+/// A secret.
+#[must_use]
+pub fn secret(name: &str, data: &[u8]) -> SecretSpec {
+    SecretSpec {
+        name: name.to_owned(),
+        data: data.to_vec().into(),
+        ..SecretSpec::default()
+    }
+}
+
+/// A config.
+#[must_use]
+pub fn config(name: &str, data: &[u8]) -> ConfigSpec {
+    ConfigSpec {
+        name: name.to_owned(),
+        data: data.to_vec().into(),
+        ..ConfigSpec::default()
+    }
+}
+
 /// The entry of a template that joins a network.
 #[must_use]
 pub fn joins(target: &str) -> NetworkAttachmentConfig {
@@ -283,6 +304,30 @@ impl Bench {
         let request = ClusterRequest::NetworkCreate(Box::new(spec.clone()));
         match self.request(&request) {
             Ok(ClusterResponse::NetworkCreated(id)) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Makes a secret and returns its id.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn create_secret(&mut self, name: &str, data: &[u8]) -> Id<Secret> {
+        let request = ClusterRequest::SecretCreate(Box::new(secret(name, data)));
+        match self.request(&request) {
+            Ok(ClusterResponse::SecretCreated(id)) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Makes a config and returns its id.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn create_config(&mut self, name: &str, data: &[u8]) -> Id<Config> {
+        let request = ClusterRequest::ConfigCreate(Box::new(config(name, data)));
+        match self.request(&request) {
+            Ok(ClusterResponse::ConfigCreated(id)) => id,
             other => panic!("{other:?}"),
         }
     }

@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 pub use machine::{Machine, Program};
 
 use crate::{
-    api::{Node as NodeObject, Task, TaskStatus},
+    api::{Config, DependencyId, Node as NodeObject, Payload, Secret, Task, TaskStatus},
     id::Id,
     manager::{
         dispatcher::{self, AssignmentSet, Dispatcher},
@@ -361,6 +361,12 @@ impl SimNode {
         dispatcher::reports(view, &self.id, statuses.collect(), wall).ok()
     }
 
+    /// The secrets and configs in its agent's memory.
+    pub fn dependencies(&self) -> impl Iterator<Item = &DependencyId> {
+        let life = self.life.iter();
+        life.flat_map(|life| life.node.dependencies())
+    }
+
     /// The task of each program that runs here, and what is known of the program.
     pub fn running(&self) -> impl Iterator<Item = (&Arc<Task>, &Program)> {
         self.machine.running()
@@ -372,10 +378,14 @@ fn assignments_message(life: &mut Life, now: AssignmentSet) -> Option<Input> {
     let message = match &life.assigned {
         None => {
             let tasks = now.tasks.values().map(|task| Task::clone(task)).collect();
+            let secrets = now.secrets.values().map(|it| provided_secret(it));
+            let configs = now.configs.values().map(|it| provided_config(it));
+            let dependencies = secrets.chain(configs).collect();
             life.assigned = Some((now, 1));
             Assignments::Complete {
                 results_in: "1".to_owned(),
                 tasks,
+                dependencies,
             }
         }
         Some((before, counter)) => {
@@ -401,5 +411,29 @@ fn worker_change(change: dispatcher::AssignmentChange) -> assignments::Assignmen
             assignments::AssignmentChange::Update(Box::new(Task::clone(&task)))
         }
         dispatcher::AssignmentChange::Remove(id) => assignments::AssignmentChange::Remove(id),
+        dispatcher::AssignmentChange::UpdateSecret(secret) => {
+            let (id, content) = provided_secret(&secret);
+            assignments::AssignmentChange::Provide(id, content)
+        }
+        dispatcher::AssignmentChange::UpdateConfig(config) => {
+            let (id, content) = provided_config(&config);
+            assignments::AssignmentChange::Provide(id, content)
+        }
+        dispatcher::AssignmentChange::RemoveSecret(id) => {
+            assignments::AssignmentChange::Withdraw(DependencyId::Secret(id))
+        }
+        dispatcher::AssignmentChange::RemoveConfig(id) => {
+            assignments::AssignmentChange::Withdraw(DependencyId::Config(id))
+        }
     }
+}
+
+fn provided_secret(secret: &Secret) -> (DependencyId, Payload) {
+    let id = DependencyId::Secret(secret.id.clone());
+    (id, secret.spec.data.clone())
+}
+
+fn provided_config(config: &Config) -> (DependencyId, Payload) {
+    let id = DependencyId::Config(config.id.clone());
+    (id, config.spec.data.clone())
 }

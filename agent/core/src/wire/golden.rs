@@ -328,6 +328,79 @@ fn assignments() {
 }
 
 #[test]
+fn secrets_and_configs() {
+    let annotations = || {
+        Some(pb::Annotations {
+            name: "n".to_owned(),
+            ..pb::Annotations::default()
+        })
+    };
+    let secret = pb::Secret {
+        id: "s".to_owned(),
+        spec: Some(pb::SecretSpec {
+            annotations: annotations(),
+            data: b"d".to_vec(),
+            ..pb::SecretSpec::default()
+        }),
+        internal: true,
+        ..pb::Secret::default()
+    };
+    let spec = [bytes(1, &bytes(1, b"n")), bytes(2, b"d")].concat();
+    let secret_bytes = [bytes(1, b"s"), bytes(3, &spec), varint(4, 1)].concat();
+    check(
+        &pb::Assignment {
+            item: Some(pb::assignment::Item::Secret(secret)),
+        },
+        &[bytes(2, &secret_bytes)],
+    );
+    let config = pb::Config {
+        id: "c".to_owned(),
+        spec: Some(pb::ConfigSpec {
+            annotations: annotations(),
+            data: b"d".to_vec(),
+            ..pb::ConfigSpec::default()
+        }),
+        ..pb::Config::default()
+    };
+    let config_bytes = [bytes(1, b"c"), bytes(3, &spec)].concat();
+    check(
+        &pb::Assignment {
+            item: Some(pb::assignment::Item::Config(config)),
+        },
+        &[bytes(3, &config_bytes)],
+    );
+    let file = pb::FileTarget {
+        name: "f".to_owned(),
+        uid: "1".to_owned(),
+        gid: "2".to_owned(),
+        mode: 0o44,
+    };
+    let file_bytes = [
+        bytes(1, b"f"),
+        bytes(2, b"1"),
+        bytes(3, b"2"),
+        varint(4, 0o44),
+    ]
+    .concat();
+    check(
+        &pb::SecretReference {
+            secret_id: "s".to_owned(),
+            secret_name: "n".to_owned(),
+            target: Some(pb::secret_reference::Target::File(file.clone())),
+        },
+        &[bytes(1, b"s"), bytes(2, b"n"), bytes(3, &file_bytes)],
+    );
+    check(
+        &pb::ConfigReference {
+            config_id: "c".to_owned(),
+            config_name: "n".to_owned(),
+            target: Some(pb::config_reference::Target::File(file)),
+        },
+        &[bytes(1, b"c"), bytes(2, b"n"), bytes(3, &file_bytes)],
+    );
+}
+
+#[test]
 fn specs() {
     let container = pb::ContainerSpec {
         image: "i".to_owned(),

@@ -1,8 +1,12 @@
 //! What a manager assigns to this node, and whether a message continues the ones before it.
 
-use crate::{api::Task, id::Id};
+use crate::{
+    api::{DependencyId, Payload, Task},
+    id::Id,
+};
 
-/// One message of the Assignments stream (`docker.swarmkit.v1.AssignmentsMessage`), tasks only.
+/// One message of the Assignments stream (`docker.swarmkit.v1.AssignmentsMessage`): tasks, and the secrets and
+/// configs that they need.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Assignments {
     /// The whole set: what is not in it is not assigned.
@@ -11,6 +15,8 @@ pub enum Assignments {
         results_in: String,
         /// Every task of this node.
         tasks: Vec<Task>,
+        /// Their secrets and configs. Some may follow in further messages.
+        dependencies: Vec<(DependencyId, Payload)>,
     },
     /// A change of the set.
     Incremental {
@@ -23,13 +29,17 @@ pub enum Assignments {
     },
 }
 
-/// One change of the set of assigned tasks.
+/// One change of the set of assigned tasks and of what they need.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AssignmentChange {
     /// A task is new or has changed.
     Update(Box<Task>),
     /// A task is no longer assigned: stop it, remove it, forget it.
     Remove(Id<Task>),
+    /// The content of a secret or config that a task here needs.
+    Provide(DependencyId, Payload),
+    /// No task here needs it any more: forget it.
+    Withdraw(DependencyId),
 }
 
 /// Where in the stream of assignments this node is.
@@ -71,6 +81,7 @@ mod tests {
         Assignments::Complete {
             results_in: results_in.to_owned(),
             tasks: Vec::new(),
+            dependencies: Vec::new(),
         }
     }
 

@@ -37,6 +37,8 @@ type Sysctls = std::collections::HashMap<String, String>;
 /// Where containers are on a node, as far as a specification names paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
+    /// What is there as long as a container is: `<id>/provided` with its secrets is below it.
+    pub run: PathBuf,
     /// `<id>/hosts` and so on are below it.
     pub state: PathBuf,
     /// `<name>/_data` of local volumes.
@@ -48,6 +50,7 @@ pub struct Layout {
 impl Default for Layout {
     fn default() -> Self {
         Self {
+            run: "/run/skep/containers".into(),
             state: "/var/lib/skep/containers".into(),
             volumes: "/var/lib/skep/volumes".into(),
             cgroup: "/skep.slice/skep-containers.service".into(),
@@ -190,6 +193,7 @@ fn plan(
             resolv_conf: Some(etc::resolv_conf(spec.dns_config.as_ref())),
         },
         volumes: mounts.volumes,
+        provided: mounts.provided,
         stdio: Stdio {
             tty: spec.tty,
             open_stdin: spec.open_stdin,
@@ -219,8 +223,10 @@ fn refuse_unsupported(spec: &ContainerSpec) -> Result<(), ApiError> {
             "Healthcheck",
             spec.healthcheck.as_ref().is_some_and(present),
         ),
-        ("Secrets", !spec.secrets.is_empty()),
-        ("Configs", !spec.configs.is_empty()),
+        (
+            "Configs (Runtime)",
+            spec.configs.iter().any(|one| one.runtime.is_some()),
+        ),
         ("Init", spec.init == Some(true)),
         ("Hostname (template)", is_template(&spec.hostname)),
         (

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc};
 use super::{
     container::image::{ImageConfig, Reference},
     container::plan::{ContainerId, ContainerPlan},
+    dependencies::Contents,
 };
 use crate::{api::Task, id::Id};
 
@@ -23,8 +24,9 @@ pub enum Effect {
     /// Answer questions about names inside the container's network namespace, which is there.
     /// Answer: [`EffectResult::Done`], also when it does so already.
     OpenDns(ContainerId),
-    /// Make a container, its program not started. Answer: [`EffectResult::Container`].
-    Create(Box<ContainerPlan>),
+    /// Make a container, its program not started, with the contents of the files that its plan only names.
+    /// Answer: [`EffectResult::Container`].
+    Create(Box<ContainerPlan>, Contents),
     /// Start the program. Answer: [`EffectResult::Container`].
     Start(ContainerId),
     /// Send a signal to the main process; nothing if it has ended. Answer: [`EffectResult::Done`].

@@ -6,6 +6,7 @@
 
 pub mod assignments;
 pub mod container;
+pub mod dependencies;
 pub mod effect;
 mod reporter;
 mod retry;

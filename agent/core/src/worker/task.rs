@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     container::image::Reference,
     container::plan::{ContainerId, ContainerPlan},
+    dependencies::Dependencies,
     effect::{
         Container, Effect, EffectError, EffectId, EffectResult, Exit, Phase, PulledImage,
         container_id,
@@ -23,6 +24,9 @@ use crate::{
 const TRIES: u32 = 6;
 /// How long a task waits for its networks to reach this node.
 const NETWORK_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a task waits for a secret or config that no manager has sent.
+const DEPENDENCY_WAIT: Duration = Duration::from_secs(60);
 
 /// What the rest of the node knows that matters to one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +58,7 @@ pub(crate) struct Moment {
 pub(crate) struct Context<'a> {
     pub(crate) at: Moment,
     pub(crate) facts: &'a TaskFacts,
+    pub(crate) dependencies: &'a Dependencies,
     pub(crate) env: &'a dyn Environment,
 }
 
@@ -133,6 +138,9 @@ pub(crate) struct TaskRun {
     /// It ran before, its container is gone, and it is made again without a manager.
     again: bool,
     network_since: Option<Now>,
+    dependency_since: Option<Now>,
+    /// The secret or config that it waits for, as it was told last.
+    missing: Option<String>,
     retry: Retry,
     watch_retry: Retry,
     stopping: Stopping,
@@ -155,6 +163,8 @@ impl TaskRun {
             dns_open: false,
             again: false,
             network_since: None,
+            dependency_since: None,
+            missing: None,
             retry: Retry::default(),
             watch_retry: Retry::default(),
             stopping: Stopping::default(),
@@ -253,6 +263,11 @@ impl TaskRun {
         let Some(image) = self.image.clone() else {
             return Step::Do(Effect::Pull(reference));
         };
+        let contents = match cx.dependencies.of(&self.task) {
+            Ok(contents) => contents,
+            Err(missing) => return self.dependency_wait(missing, cx),
+        };
+        (self.dependency_since, self.missing) = (None, None);
         if let Some(step) = self.network_wait(cx) {
             return step;
         }
@@ -260,7 +275,7 @@ impl TaskRun {
             return Step::Do(Effect::OpenDns(self.container_id()));
         }
         match cx.env.plan(&self.task, &image, cx.at.wall) {
-            Ok(plan) => Step::Do(Effect::Create(Box::new(plan))),
+            Ok(plan) => Step::Do(Effect::Create(Box::new(plan), contents)),
             Err(why) => self.give_up(why, cx),
         }
     }
@@ -274,6 +289,34 @@ impl TaskRun {
         spec.image
             .parse::<Reference>()
             .map_err(|error| error.to_string())
+    }
+
+    /// Waits for a secret or config. Without a manager there is nobody to send it, so that the time does not count.
+    fn dependency_wait(&mut self, missing: String, cx: &Context<'_>) -> Step {
+        self.tell_missing(missing, cx.at);
+        if cx.at.mode != Mode::Assigned {
+            self.dependency_since = None;
+            return Step::Wait;
+        }
+        let deadline = *self.dependency_since.get_or_insert(cx.at.now) + DEPENDENCY_WAIT;
+        if cx.at.now < deadline {
+            return Step::Until(deadline);
+        }
+        let missing = self.missing.take().unwrap_or_default();
+        self.give_up(format!("{missing} not found"), cx)
+    }
+
+    fn tell_missing(&mut self, missing: String, at: Moment) {
+        if self.missing.as_ref() == Some(&missing) {
+            return;
+        }
+        tracing::warn!(task.id = %self.task.id, "a task waits for {missing}, which no manager has sent");
+        if self.status.state == TaskState::Preparing {
+            self.status.message = format!("waiting for {missing}");
+            self.status.timestamp = at.wall;
+            self.report = true;
+        }
+        self.missing = Some(missing);
     }
 
     /// What to do while the sandbox is not ready; none when it is.

@@ -8,12 +8,13 @@ use std::{
 use super::{
     assignments::{AssignmentChange, Assignments, Sequence},
     container::plan::ContainerId,
+    dependencies::Dependencies,
     effect::{Container, Effect, EffectId, EffectResult, Phase},
     reporter::Reporter,
     task::{Context, Environment, Mode, Moment, Step, TaskRun, Work},
 };
 use crate::{
-    api::{Task, TaskStatus},
+    api::{DependencyId, Task, TaskStatus},
     id::Id,
     time::{Now, Timestamp},
 };
@@ -46,6 +47,7 @@ enum Target {
 #[derive(Debug)]
 pub struct Worker {
     tasks: BTreeMap<Id<Task>, TaskRun>,
+    dependencies: Dependencies,
     /// Containers of tasks that the disk did not know; a manager will say.
     unclaimed: BTreeMap<ContainerId, Container>,
     sequence: Sequence,
@@ -69,6 +71,7 @@ impl Worker {
                 .into_iter()
                 .map(|task| (task.id.clone(), TaskRun::new(task)))
                 .collect(),
+            dependencies: Dependencies::default(),
             unclaimed: BTreeMap::new(),
             sequence: Sequence::default(),
             mode: Mode::Adopting,
@@ -93,12 +96,23 @@ impl Worker {
         }
         self.changed = true;
         match message {
-            Assignments::Complete { tasks, .. } => self.assign_all(tasks),
+            Assignments::Complete {
+                tasks,
+                dependencies,
+                ..
+            } => {
+                self.dependencies.replace(dependencies);
+                self.assign_all(tasks);
+            }
             Assignments::Incremental { changes, .. } => {
                 for change in changes {
                     match change {
                         AssignmentChange::Update(task) => self.assign_one(*task),
                         AssignmentChange::Remove(id) => self.drop_task(&id),
+                        AssignmentChange::Provide(id, content) => {
+                            self.dependencies.provide(id, content);
+                        }
+                        AssignmentChange::Withdraw(id) => self.dependencies.withdraw(&id),
                     }
                 }
             }
@@ -154,6 +168,7 @@ impl Worker {
     /// The node has left the swarm: nothing is assigned to it any more.
     pub fn leave(&mut self) {
         self.sequence.reset();
+        self.dependencies.replace(Vec::new());
         self.assign_all(Vec::new());
         self.reporter.end_session();
         self.changed = true;
@@ -310,6 +325,7 @@ impl Worker {
         let step = run.step(&Context {
             at,
             facts: &facts,
+            dependencies: &self.dependencies,
             env,
         });
         if std::mem::take(&mut run.report) {
@@ -405,6 +421,11 @@ impl Worker {
             })
     }
 
+    /// The secrets and configs that are in this node's memory.
+    pub fn dependencies(&self) -> impl Iterator<Item = &DependencyId> {
+        self.dependencies.ids()
+    }
+
     /// The ids of all tasks that have something on this node.
     pub fn task_ids(&self) -> impl Iterator<Item = &Id<Task>> {
         self.tasks.keys()
@@ -432,7 +453,7 @@ fn work_of(effect: &Effect) -> Work {
     match effect {
         Effect::Pull(_) => Work::Pull,
         Effect::OpenDns(_) => Work::OpenDns,
-        Effect::Create(_) => Work::Create,
+        Effect::Create(..) => Work::Create,
         Effect::Start(_) => Work::Start,
         Effect::Signal(_, signal) => Work::Signal(*signal),
         // No task machine asks for the last two.

@@ -18,7 +18,7 @@ use super::{
     },
 };
 use crate::{
-    api::{ContainerSpec, Endpoint, Meta, Task, TaskSpec, TaskState, TaskStatus},
+    api::{ContainerSpec, DependencyId, Endpoint, Meta, Task, TaskSpec, TaskState, TaskStatus},
     id::Id,
     time::{Now, Timestamp},
 };
@@ -67,6 +67,7 @@ pub(crate) fn plan(task: &Task) -> ContainerPlan {
         groups: Vec::new(),
         files: EtcFiles::default(),
         volumes: Vec::new(),
+        provided: Vec::new(),
         stdio: Stdio::default(),
         log: LogLimits::default(),
         stop_signal: 15,
@@ -176,7 +177,7 @@ impl Bench {
                 config: Arc::default(),
             }),
             Effect::OpenDns(_) => EffectResult::Done,
-            Effect::Create(plan) => {
+            Effect::Create(plan, _) => {
                 let container = Container {
                     plan: Arc::new((**plan).clone()),
                     phase: Phase::Created,
@@ -258,6 +259,7 @@ impl Bench {
         self.worker.assign(Assignments::Complete {
             results_in: self.sequence.to_string(),
             tasks: self.assigned.values().cloned().collect(),
+            dependencies: Vec::new(),
         });
     }
 
@@ -496,6 +498,129 @@ fn a_start_waits_for_the_network_and_not_for_ever() {
         bench.err(10),
         "network sandbox: network my-demo is not known here after 60 s"
     );
+}
+
+fn secret_id() -> DependencyId {
+    DependencyId::Secret(Id::from_entropy(77))
+}
+
+/// A bench whose task 10 uses the secret `db`.
+fn with_secret() -> Bench {
+    let mut bench = Bench::new();
+    let mut one = task(10);
+    let container = one.spec.container_spec.as_mut().unwrap();
+    container.secrets = vec![crate::api::SecretReference {
+        file: Some(crate::api::FileTarget {
+            name: "db".to_owned(),
+            ..crate::api::FileTarget::default()
+        }),
+        secret_id: Id::<crate::api::Secret>::from_entropy(77).to_string(),
+        secret_name: "db".to_owned(),
+    }];
+    bench.assigned.insert(one.id.clone(), one);
+    bench
+}
+
+#[test]
+fn a_task_waits_for_its_secret_and_says_so() {
+    let mut bench = with_secret();
+    bench.connect();
+    bench.settle();
+    assert_eq!(bench.state(10), TaskState::Preparing);
+    let message = &bench.reported[&Id::from_entropy(10)].message;
+    assert_eq!(message, "waiting for secret db");
+    bench.pass(Duration::from_secs(59));
+    assert_eq!(bench.state(10), TaskState::Preparing);
+    bench.change(AssignmentChange::Provide(secret_id(), b"x".to_vec().into()));
+    bench.settle();
+    assert_eq!(bench.state(10), TaskState::Running);
+    bench.change(AssignmentChange::Withdraw(secret_id()));
+    bench.settle();
+    assert_eq!(bench.worker.dependencies().count(), 0);
+    assert_eq!(bench.state(10), TaskState::Running, "it has its file");
+}
+
+#[test]
+fn a_secret_that_no_manager_has_rejects_the_task_by_name() {
+    let mut bench = with_secret();
+    bench.connect();
+    bench.pass(Duration::from_secs(61));
+    let told = (bench.state(10), bench.err(10));
+    assert_eq!(told, (TaskState::Rejected, "secret db not found"));
+}
+
+#[test]
+fn contents_go_to_the_host_with_the_plan_and_nowhere_else() {
+    let mut bench = with_secret();
+    bench.connect();
+    let content: crate::api::Payload = b"canary-5e1f".to_vec().into();
+    bench.change(AssignmentChange::Provide(secret_id(), content.clone()));
+    bench.run();
+    let mut given = None;
+    for _ in 0..12 {
+        for (id, effect) in std::mem::take(&mut bench.under_way) {
+            let shown = format!("{effect:?}");
+            assert!(
+                !shown.contains("canary") && !shown.contains("99, 97"),
+                "{shown}"
+            );
+            if let Effect::Create(plan, contents) = &effect {
+                let plan = serde_json::to_string(plan).unwrap();
+                assert!(!plan.contains("canary") && !plan.contains("Y2FuYXJ5"));
+                given = Some(contents.clone());
+            }
+            let result = bench.carry_out(&effect);
+            result
+                .into_iter()
+                .for_each(|result| bench.answer(id, result));
+        }
+        bench.run();
+    }
+    assert_eq!(given.unwrap(), [(secret_id(), content)].into());
+    let saved: Vec<Task> = bench.worker.saved().collect();
+    let saved = serde_json::to_string(&saved).unwrap();
+    assert!(
+        !saved.contains("canary") && !saved.contains("Y2FuYXJ5"),
+        "{saved}"
+    );
+}
+
+#[test]
+fn a_rebooted_node_without_managers_waits_for_a_secret_as_long_as_it_takes() {
+    let mut bench = with_secret();
+    let provide = || AssignmentChange::Provide(secret_id(), b"x".to_vec().into());
+    bench.connect();
+    bench.change(provide());
+    bench.settle();
+    assert_eq!(bench.state(10), TaskState::Running);
+    bench.containers.clear();
+    bench.crash(false, true);
+    bench.pass(Duration::from_secs(3600));
+    assert_eq!(bench.phase(10), None);
+    bench.connect();
+    bench.change(provide());
+    bench.settle();
+    let there = (bench.state(10), bench.phase(10));
+    assert_eq!(there, (TaskState::Running, Some(&Phase::Running)));
+}
+
+#[test]
+fn a_restart_leaves_what_runs_with_a_secret_alone() {
+    let mut bench = with_secret();
+    bench.connect();
+    bench.change(AssignmentChange::Provide(secret_id(), b"x".to_vec().into()));
+    bench.settle();
+    bench.crash(false, true);
+    bench.pass(Duration::from_secs(100));
+    bench.connect();
+    bench.settle();
+    assert_eq!(bench.phase(10), Some(&Phase::Running));
+    assert_eq!(
+        (bench.state(10), bench.signals.len()),
+        (TaskState::Running, 0)
+    );
+    bench.worker.leave();
+    assert_eq!(bench.worker.dependencies().count(), 0);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use skep_core::{
     api::{
-        Availability, ClusterRequest, EndpointSpec, Ipam, IpamConfig, NetworkSpec, PortConfig,
-        ServiceSpec, UpdateConfig,
+        Availability, ClusterRequest, EndpointSpec, FileTarget, Ipam, IpamConfig, NetworkSpec,
+        PortConfig, SecretReference, ServiceSpec, UpdateConfig,
     },
     testing::{bench, log::LogFaults},
 };
@@ -79,6 +79,7 @@ fn user(world: &mut World) {
         }
         2..=4 => Some(ClusterRequest::ServiceCreate(Box::new(spec(world)))),
         5 | 6 => update(world),
+        7 if world.rng.below(4) == 0 => Some(ClusterRequest::SecretRemove("db".to_owned())),
         7 => remove(world),
         8 => availability(world),
         9 => label(world),
@@ -141,6 +142,9 @@ fn spec(world: &mut World) -> ServiceSpec {
             ..EndpointSpec::default()
         });
     }
+    if world.rng.below(3) == 0 {
+        use_secret(world, &mut spec);
+    }
     if spec.mode.kind().is_job() {
         return spec;
     }
@@ -152,6 +156,21 @@ fn spec(world: &mut World) -> ServiceSpec {
         ..UpdateConfig::default()
     });
     spec
+}
+
+fn use_secret(world: &World, spec: &mut ServiceSpec) {
+    let view = world.log.view();
+    let container = spec.task_template.container_spec.as_mut();
+    if let (Some(secret), Some(container)) = (view.secret_named("db"), container) {
+        container.secrets.push(SecretReference {
+            file: Some(FileTarget {
+                name: "db".to_owned(),
+                ..FileTarget::default()
+            }),
+            secret_id: secret.id.to_string(),
+            secret_name: "db".to_owned(),
+        });
+    }
 }
 
 fn update(world: &mut World) -> Option<ClusterRequest> {

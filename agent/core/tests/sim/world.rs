@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use skep_core::{
-    api::{ClusterRequest, ClusterResponse, Role, Service},
+    api::{ClusterRequest, ClusterResponse, Meta, Role, Secret, Service},
     id::Id,
     manager::{
         self, Ctx, control,
@@ -43,6 +43,22 @@ pub(crate) struct World {
     reports: BTreeMap<Ticket, (usize, u64)>,
     invariants: Invariants,
     terms: u64,
+}
+
+/// Content of the one secret.
+pub(crate) const SECRET: &[u8] = b"canary-5e1f";
+
+/// The secret that some services use.
+fn secret(ids: &mut Rng, now: Timestamp) -> Secret {
+    Secret {
+        id: Id::draw(ids),
+        meta: Meta {
+            version: 0,
+            created_at: now,
+            updated_at: now,
+        },
+        spec: bench::secret("db", SECRET),
+    }
 }
 
 /// What a user may rely on.
@@ -93,6 +109,7 @@ impl World {
             ));
             changes.push(Change::put_node(node));
         }
+        changes.push(Change::put_secret(secret(&mut ids, wall)));
         log.propose(
             Entry {
                 proposals: vec![Proposal::of(changes)],

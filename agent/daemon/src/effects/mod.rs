@@ -12,6 +12,7 @@ use skep_core::{
     worker::{
         container::image::Reference,
         container::plan::{ContainerId, ContainerPlan},
+        dependencies::Contents,
         effect::{Effect, EffectId, EffectResult, PulledImage},
     },
 };
@@ -149,7 +150,7 @@ impl Work {
             Effect::Pull(reference) => self.pull(&reference).await,
             Effect::OpenDns(id) => self.call(async { self.host.dns.open(&id).await }).await,
             Effect::Signal(id, signal) => self.call(self.host.containers.signal(&id, signal)).await,
-            Effect::Create(plan) => self.create(&plan).await,
+            Effect::Create(plan, contents) => self.create(&plan, &contents).await,
             Effect::Start(id) => self.start(&id).await,
             Effect::Delete(id) => self.delete(&id).await,
             Effect::Watch(id) => self.watch(&id).await,
@@ -172,9 +173,9 @@ impl Work {
         }
     }
 
-    async fn create(&self, plan: &ContainerPlan) -> EffectResult {
+    async fn create(&self, plan: &ContainerPlan, contents: &Contents) -> EffectResult {
         let _turn = self.makes.acquire().await;
-        match self.host.containers.create(plan).await {
+        match self.host.containers.create(plan, contents).await {
             Ok(status) => EffectResult::Container(Some(container(status))),
             Err(error) => EffectResult::Failed(failure(&error)),
         }

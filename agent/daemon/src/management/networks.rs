@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use skep_core::{
     api::{
-        ApiError, ClusterRequest, ClusterResponse, EndpointMode, Filters, Network, NetworkSpec,
-        Service, Task, TaskState,
+        ApiError, ClusterRequest, EndpointMode, Filters, Network, NetworkSpec, Service, Task,
+        TaskState,
     },
     manager::query,
     store::View,
@@ -94,16 +94,8 @@ impl Management {
                 spec.driver
             )));
         }
-        match self
-            .cluster
-            .request(ClusterRequest::NetworkCreate(Box::new(spec)))
-            .await?
-        {
-            ClusterResponse::NetworkCreated(id) => Ok(json!({ "Id": id, "Warning": "" })),
-            ClusterResponse::ServiceCreated(_) | ClusterResponse::Done { .. } => Err(
-                ApiError::Unavailable("the leader gave no network id: look at the list".to_owned()),
-            ),
-        }
+        let request = ClusterRequest::NetworkCreate(Box::new(spec));
+        Ok(json!({ "Id": self.made(request).await?, "Warning": "" }))
     }
 
     /// Removes a network of the cluster.

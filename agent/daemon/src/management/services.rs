@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use skep_core::{
-    api::{ApiError, ClusterRequest, ClusterResponse, Network, Service, ServiceSpec},
+    api::{ApiError, ClusterRequest, Network, Service, ServiceSpec},
     id::Id,
     manager::query,
     store::View,
@@ -58,12 +58,7 @@ impl Management {
     pub async fn service_create(&self, body: &[u8]) -> Result<Value, ApiError> {
         let spec: ServiceSpec = document::parse(body)?;
         let request = ClusterRequest::ServiceCreate(Box::new(spec));
-        match self.cluster.request(request).await? {
-            ClusterResponse::ServiceCreated(id) => Ok(json!({ "ID": id })),
-            ClusterResponse::NetworkCreated(_) | ClusterResponse::Done { .. } => Err(
-                ApiError::Unavailable("the leader gave no service id: look at the list".to_owned()),
-            ),
-        }
+        Ok(json!({ "ID": self.made(request).await? }))
     }
 
     /// Changes a service, or with `rollback=previous` takes its last change back.

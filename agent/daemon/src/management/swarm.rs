@@ -168,11 +168,23 @@ impl Management {
         Ok(Value::Null)
     }
 
+    /// Carries out a request that makes something; its id.
+    pub(super) async fn made(&self, request: ClusterRequest) -> Result<String, ApiError> {
+        let answer = self.cluster.request(request).await?;
+        let id = answer.created().map(str::to_owned);
+        id.ok_or_else(|| {
+            ApiError::Unavailable("the leader gave no id: look at the list".to_owned())
+        })
+    }
+
     /// Carries out a change that has no answer but warnings: Docker's `{"Warnings":null}`.
     pub(super) async fn done(&self, request: ClusterRequest) -> Result<Value, ApiError> {
         let warnings = match self.cluster.request(request).await? {
             ClusterResponse::Done { warnings } => warnings,
-            ClusterResponse::ServiceCreated(_) | ClusterResponse::NetworkCreated(_) => Vec::new(),
+            ClusterResponse::ServiceCreated(_)
+            | ClusterResponse::NetworkCreated(_)
+            | ClusterResponse::SecretCreated(_)
+            | ClusterResponse::ConfigCreated(_) => Vec::new(),
         };
         let list = (!warnings.is_empty()).then_some(warnings);
         Ok(json!({ "Warnings": list }))

@@ -31,6 +31,8 @@ const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 256;
 /// Bytes of the proposals in one entry, unless one alone has more: an entry travels as one message.
 const MAX_BATCH_BYTES: usize = 1024 * 1024;
+/// Entries in one message to another manager. One that holds a large config takes 1.4 MB, and a message 64 MiB at most.
+const MAX_MESSAGE_ENTRIES: u64 = 40;
 /// How long a manager waits for a leader before it answers that there is none.
 const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of one chunk of a snapshot: below what a server takes as a message, JSON's blow-up included.
@@ -415,6 +417,7 @@ fn config() -> Config {
         election_timeout_max: 1_600,
         install_snapshot_timeout: 2_000,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(5_000),
+        max_payload_entries: MAX_MESSAGE_ENTRIES,
         snapshot_max_chunk_size: SNAPSHOT_CHUNK,
         max_in_snapshot_log_to_keep: 1_000,
         ..Config::default()

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 use skep_core::{
-    api::{Node, NodeDescription, Role, Task, protobuf},
+    api::{Config, Node, NodeDescription, Role, Secret, Task, protobuf},
     id::Id,
     manager::dispatcher::{self, AssignmentChange, AssignmentSet},
     store::{Proposal, View},
@@ -266,10 +266,14 @@ async fn follow_assignments(
         let base = known.take();
         let changes = base.clone().unwrap_or_default().diff(&set);
         if base.is_none() || !changes.is_empty() {
-            let message = assignments_message(&view, base.is_none(), number, &changes);
-            number += 1;
-            if sender.send(Ok(message)).await.is_err() {
-                return;
+            let mut complete = base.is_none();
+            for changes in dispatcher::messages(changes, complete) {
+                let message = assignments_message(&view, complete, number, &changes);
+                complete = false;
+                number += 1;
+                if sender.send(Ok(message)).await.is_err() {
+                    return;
+                }
             }
         }
         known = Some(set);
@@ -306,27 +310,43 @@ fn assignments_message(
 }
 
 fn assignment(view: &View, change: &AssignmentChange) -> pb::AssignmentChange {
+    use pb::{
+        assignment::Item,
+        assignment_change::AssignmentAction::{Remove, Update},
+    };
     let lookup = |id: &Id<skep_core::api::Network>| view.network(id).map(|it| &**it);
-    let (task, action) = match change {
-        AssignmentChange::Update(task) => (
-            protobuf::task(task, &lookup),
-            pb::assignment_change::AssignmentAction::Update,
-        ),
-        AssignmentChange::Remove(id) => {
-            (removed(id), pb::assignment_change::AssignmentAction::Remove)
-        }
+    let (item, action) = match change {
+        AssignmentChange::Update(task) => (Item::Task(protobuf::task(task, &lookup)), Update),
+        AssignmentChange::Remove(id) => (Item::Task(removed_task(id)), Remove),
+        AssignmentChange::UpdateSecret(secret) => (Item::Secret(protobuf::secret(secret)), Update),
+        AssignmentChange::RemoveSecret(id) => (Item::Secret(removed_secret(id)), Remove),
+        AssignmentChange::UpdateConfig(config) => (Item::Config(protobuf::config(config)), Update),
+        AssignmentChange::RemoveConfig(id) => (Item::Config(removed_config(id)), Remove),
     };
     pb::AssignmentChange {
-        assignment: Some(pb::Assignment {
-            item: Some(pb::assignment::Item::Task(task)),
-        }),
+        assignment: Some(pb::Assignment { item: Some(item) }),
         action: action.into(),
     }
 }
 
-fn removed(id: &Id<Task>) -> pb::Task {
+/// What is removed has its id and nothing else.
+fn removed_task(id: &Id<Task>) -> pb::Task {
     pb::Task {
         id: id.to_string(),
         ..pb::Task::default()
+    }
+}
+
+fn removed_secret(id: &Id<Secret>) -> pb::Secret {
+    pb::Secret {
+        id: id.to_string(),
+        ..pb::Secret::default()
+    }
+}
+
+fn removed_config(id: &Id<Config>) -> pb::Config {
+    pb::Config {
+        id: id.to_string(),
+        ..pb::Config::default()
     }
 }

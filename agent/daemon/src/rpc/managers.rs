@@ -167,7 +167,9 @@ fn write_error(error: &ApiError) -> skep::ControlError {
 }
 
 /// The kinds of objects that errors name.
-const KINDS: [&str; 6] = ["service", "node", "network", "task", "cluster", "object"];
+const KINDS: [&str; 8] = [
+    "service", "node", "network", "secret", "config", "task", "cluster", "object",
+];
 
 /// The reverse. What a later version may say is at least shown.
 #[must_use]
@@ -216,8 +218,12 @@ mod tests {
                 kind: "service",
                 reference: text(),
             },
+            ApiError::NotFound {
+                kind: "secret",
+                reference: text(),
+            },
             ApiError::Ambiguous {
-                kind: "node",
+                kind: "config",
                 reference: text(),
                 matches: 3,
             },

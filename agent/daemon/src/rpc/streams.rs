@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use skep_core::{
-    api::{NodeDescription, Task, TaskState, TaskStatus, protobuf},
+    api::{DependencyId, NodeDescription, Task, TaskState, TaskStatus, protobuf},
     id::Id,
     manager::mesh::MeshDelta,
     network::MeshMap,
@@ -110,37 +110,41 @@ pub(super) async fn follow_assignments(
 
 type Refused = Vec<pb::update_task_status_request::TaskStatusUpdate>;
 
-/// The tasks of a message, and reports for those that this node cannot honour.
+/// What a message assigns, and reports for the tasks that this node cannot honour.
 fn read_assignments(message: pb::AssignmentsMessage) -> (Assignments, Refused) {
     let complete = message.r#type() == pb::assignments_message::Type::Complete;
     let mut refused = Vec::new();
     let mut changes = Vec::new();
     for change in message.changes {
-        let action = change.action();
-        // Secrets, configs and volumes are not supported: tasks that need them are refused by name.
-        let item = change.assignment.and_then(|assignment| assignment.item);
-        let Some(pb::assignment::Item::Task(task)) = item else {
-            continue;
-        };
-        let id = task.id.clone();
-        match action {
-            pb::assignment_change::AssignmentAction::Remove => {
-                changes.extend(id.parse().map(AssignmentChange::Remove));
-            }
-            pb::assignment_change::AssignmentAction::Update => match protobuf::read_task(task) {
-                Ok(task) => changes.push(AssignmentChange::Update(Box::new(task))),
-                Err(error) => {
-                    tracing::error!(task.id = %id, %error, "a task cannot be honoured: {error}");
-                    refused.push(rejection(id, &error));
-                }
+        let update = change.action() == pb::assignment_change::AssignmentAction::Update;
+        match change.assignment.and_then(|assignment| assignment.item) {
+            Some(pb::assignment::Item::Task(task)) if update => match read_task(task) {
+                Ok(change) => changes.push(change),
+                Err(report) => refused.push(report),
             },
+            Some(pb::assignment::Item::Task(task)) => {
+                changes.extend(task.id.parse().map(AssignmentChange::Remove));
+            }
+            Some(pb::assignment::Item::Secret(secret)) if update => {
+                changes.extend(read_secret(secret));
+            }
+            Some(pb::assignment::Item::Secret(secret)) => {
+                let id = secret.id.parse().map(DependencyId::Secret);
+                changes.extend(id.map(AssignmentChange::Withdraw));
+            }
+            Some(pb::assignment::Item::Config(config)) if update => {
+                changes.extend(read_config(config));
+            }
+            Some(pb::assignment::Item::Config(config)) => {
+                let id = config.id.parse().map(DependencyId::Config);
+                changes.extend(id.map(AssignmentChange::Withdraw));
+            }
+            // Volumes are not supported: tasks that need them are refused by name.
+            Some(pb::assignment::Item::Volume(_)) | None => {}
         }
     }
     let assignments = match complete {
-        true => Assignments::Complete {
-            results_in: message.results_in,
-            tasks: changes.into_iter().filter_map(updated).collect(),
-        },
+        true => whole(message.results_in, changes),
         false => Assignments::Incremental {
             applies_to: message.applies_to,
             results_in: message.results_in,
@@ -150,10 +154,60 @@ fn read_assignments(message: pb::AssignmentsMessage) -> (Assignments, Refused) {
     (assignments, refused)
 }
 
-fn updated(change: AssignmentChange) -> Option<Task> {
-    match change {
-        AssignmentChange::Update(task) => Some(*task),
-        AssignmentChange::Remove(_) => None,
+/// A complete set: what is removed in it is not there anyway.
+fn whole(results_in: String, changes: Vec<AssignmentChange>) -> Assignments {
+    let (mut tasks, mut dependencies) = (Vec::new(), Vec::new());
+    for change in changes {
+        match change {
+            AssignmentChange::Update(task) => tasks.push(*task),
+            AssignmentChange::Provide(id, content) => dependencies.push((id, content)),
+            AssignmentChange::Remove(_) | AssignmentChange::Withdraw(_) => {}
+        }
+    }
+    Assignments::Complete {
+        results_in,
+        tasks,
+        dependencies,
+    }
+}
+
+fn read_task(
+    task: pb::Task,
+) -> Result<AssignmentChange, pb::update_task_status_request::TaskStatusUpdate> {
+    let id = task.id.clone();
+    match protobuf::read_task(task) {
+        Ok(task) => Ok(AssignmentChange::Update(Box::new(task))),
+        Err(error) => {
+            tracing::error!(task.id = %id, %error, "a task cannot be honoured: {error}");
+            Err(rejection(id, &error))
+        }
+    }
+}
+
+/// One that cannot be read is as good as one that was not sent: the tasks that need it say so.
+fn read_secret(secret: pb::Secret) -> Option<AssignmentChange> {
+    match protobuf::read_secret(secret) {
+        Ok(secret) => Some(AssignmentChange::Provide(
+            DependencyId::Secret(secret.id),
+            secret.spec.data,
+        )),
+        Err(error) => {
+            tracing::error!(%error, "a secret of a manager is refused: {error}");
+            None
+        }
+    }
+}
+
+fn read_config(config: pb::Config) -> Option<AssignmentChange> {
+    match protobuf::read_config(config) {
+        Ok(config) => Some(AssignmentChange::Provide(
+            DependencyId::Config(config.id),
+            config.spec.data,
+        )),
+        Err(error) => {
+            tracing::error!(%error, "a config of a manager is refused: {error}");
+            None
+        }
     }
 }
 
@@ -323,28 +377,85 @@ mod tests {
         let update = pb::assignment_change::AssignmentAction::Update;
         let mut foreign = task(2);
         foreign.volumes.push(pb::VolumeAttachment::default());
-        let secret = pb::AssignmentChange {
+        let secret = |id: String| pb::AssignmentChange {
             assignment: Some(pb::Assignment {
-                item: Some(pb::assignment::Item::Secret(pb::Secret::default())),
+                item: Some(pb::assignment::Item::Secret(pb::Secret {
+                    id,
+                    spec: Some(pb::SecretSpec {
+                        data: b"x".to_vec(),
+                        ..pb::SecretSpec::default()
+                    }),
+                    ..pb::Secret::default()
+                })),
             }),
             action: update.into(),
         };
+        let known = Id::from_entropy(5);
         let message = pb::AssignmentsMessage {
             r#type: pb::assignments_message::Type::Complete.into(),
             results_in: "1".to_owned(),
-            changes: vec![change(task(1), update), change(foreign, update), secret],
+            changes: vec![
+                secret(known.to_string()),
+                secret("of.a.driver".to_owned()),
+                change(task(1), update),
+                change(foreign, update),
+            ],
             ..pb::AssignmentsMessage::default()
         };
         let (assignments, refused) = read_assignments(message);
-        let Assignments::Complete { tasks, results_in } = assignments else {
+        let Assignments::Complete {
+            tasks,
+            dependencies,
+            results_in,
+        } = assignments
+        else {
             panic!("complete");
         };
         assert_eq!(results_in, "1");
+        let provided = (DependencyId::Secret(known), b"x".to_vec().into());
+        assert_eq!(dependencies, [provided]);
         assert_eq!(tasks.len(), 1);
         assert_eq!(refused.len(), 1);
         let status = refused[0].status.as_ref().unwrap();
         assert_eq!(status.state(), pb::TaskState::Rejected);
         assert!(status.err.contains("volumes"), "{}", status.err);
+    }
+
+    #[test]
+    fn secrets_and_configs_come_and_go() {
+        let item = |item, action: pb::assignment_change::AssignmentAction| pb::AssignmentChange {
+            assignment: Some(pb::Assignment { item: Some(item) }),
+            action: action.into(),
+        };
+        let id = Id::<Task>::from_entropy(5);
+        let config = pb::Config {
+            id: id.to_string(),
+            ..pb::Config::default()
+        };
+        let secret = pb::Secret {
+            id: id.to_string(),
+            ..pb::Secret::default()
+        };
+        let (update, remove) = (
+            pb::assignment_change::AssignmentAction::Update,
+            pb::assignment_change::AssignmentAction::Remove,
+        );
+        let message = pb::AssignmentsMessage {
+            r#type: pb::assignments_message::Type::Incremental.into(),
+            changes: vec![
+                item(pb::assignment::Item::Config(config), update),
+                item(pb::assignment::Item::Secret(secret), remove),
+            ],
+            ..pb::AssignmentsMessage::default()
+        };
+        let (Assignments::Incremental { changes, .. }, _) = read_assignments(message) else {
+            panic!("incremental");
+        };
+        let wanted = [
+            AssignmentChange::Provide(DependencyId::Config(Id::from_entropy(5)), Vec::new().into()),
+            AssignmentChange::Withdraw(DependencyId::Secret(Id::from_entropy(5))),
+        ];
+        assert_eq!(changes, wanted);
     }
 
     #[test]

@@ -12,10 +12,12 @@ use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags};
 use skep_core::worker::container::exec;
 use skep_core::worker::container::plan::{ContainerId, ContainerPlan, VolumeUse};
 use skep_core::worker::container::user::{self, User};
+use skep_core::worker::dependencies::Contents;
 
 use super::cgroup::Delegated;
 use super::copy::copy_tree;
-use super::protocol::{self, ROOTFS, SETTINGS, Settings};
+use super::protocol::{self, PROVIDED, ROOTFS, SETTINGS, Settings};
+use super::provided;
 use super::{Dirs, LOG_SUFFIX};
 use crate::error::{Context, HostError, Result};
 use crate::rooted::{self, Rooted};
@@ -30,6 +32,14 @@ const ANONYMOUS: &str = ".anonymous";
 const MAX_USER_FILE: u64 = 1024 * 1024;
 /// A plan is never larger.
 const MAX_PLAN: u64 = 4 * 1024 * 1024;
+
+/// Mounts without a place, which the shim attaches.
+pub(super) struct Mounted {
+    /// The container's root.
+    pub(super) root: OwnedFd,
+    /// Its secrets and configs, if it has any.
+    pub(super) provided: Option<OwnedFd>,
+}
 
 /// Paths of one container.
 #[derive(Clone, Debug)]
@@ -68,13 +78,14 @@ impl Bundle {
         make_private_dir(&self.run)
     }
 
-    /// Writes everything and mounts the root.
+    /// Writes everything and mounts what has no place.
     pub(super) fn prepare(
         &self,
         plan: &ContainerPlan,
+        contents: &Contents,
         layers: &[PathBuf],
         cgroups: &Delegated,
-    ) -> Result<OwnedFd> {
+    ) -> Result<Mounted> {
         write_json(&self.run.join(PLAN), plan)?;
         make_dir(&self.run.join(ROOTFS))?;
         for part in ["", "upper", "work"] {
@@ -91,7 +102,10 @@ impl Bundle {
         cgroups.shim(&self.id).make()?;
         cgroups.container(&self.id).make()?;
         write_json(&self.run.join(SETTINGS), &self.settings(plan, cgroups))?;
-        Ok(root.into_fd())
+        Ok(Mounted {
+            root: root.into_fd(),
+            provided: provided::make(plan, contents, &self.run)?,
+        })
     }
 
     fn settings(&self, plan: &ContainerPlan, cgroups: &Delegated) -> Settings {
@@ -175,7 +189,7 @@ impl Bundle {
         process.set_env(Some(env));
         exec::limit_capabilities(&mut process, bounding_set()?);
         spec.set_process(Some(process));
-        check_binds(&spec)?;
+        check_binds(&spec, &self.run.join(PROVIDED))?;
         Ok(spec)
     }
 
@@ -275,11 +289,13 @@ fn check_mount_points(root: &Rooted) -> Result<()> {
     Ok(())
 }
 
-/// Docker's word for a bind mount of what is not there; libcontainer would say less.
-fn check_binds(spec: &Spec) -> Result<()> {
+/// Docker's word for a bind mount of what is not there; libcontainer would say less. What is below `provided` is there
+/// for the shim only.
+fn check_binds(spec: &Spec, provided: &Path) -> Result<()> {
     for mount in spec.mounts().iter().flatten() {
         let is_bind = mount.typ().as_deref() == Some("bind");
         let source = mount.source().as_ref().filter(|_| is_bind);
+        let source = source.filter(|source| !source.starts_with(provided));
         if let Some(source) = source.filter(|source| !source.exists()) {
             let why = format!("bind source path does not exist: {}", source.display());
             let target = mount.destination().display().to_string();
@@ -312,7 +328,8 @@ fn make_private_dir(path: &Path) -> Result<()> {
         .context("make container directory", path.display())
 }
 
-fn make_dir(path: &Path) -> Result<()> {
+/// Makes a directory and its parents, where they are not there.
+pub(super) fn make_dir(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new()
         .recursive(true)

@@ -8,6 +8,7 @@ mod cgroup;
 mod copy;
 mod logs;
 mod protocol;
+mod provided;
 mod session;
 mod shim;
 
@@ -21,6 +22,7 @@ use futures_util::StreamExt;
 use skep_core::worker::container::exec::{self, ExecRequest};
 use skep_core::worker::container::image::Reference;
 use skep_core::worker::container::plan::{ContainerId, ContainerPlan};
+use skep_core::worker::dependencies::Contents;
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
@@ -207,14 +209,15 @@ impl Containers {
     }
 
     /// Makes a container up to the point where its program could start: layers mounted, volumes filled, namespaces and
-    /// cgroup made, shim running. Its network namespace, if the specification names one, must be there.
+    /// cgroup made, shim running. Its network namespace, if the specification names one, must be there, and in `contents`
+    /// the content of each file that the plan provides.
     ///
     /// Making one that exists is an error. On any error nothing is left behind.
-    pub async fn create(&self, plan: &ContainerPlan) -> Result<Status> {
+    pub async fn create(&self, plan: &ContainerPlan, contents: &Contents) -> Result<Status> {
         let bundle = self.bundle(&plan.id);
         let layers = self.images.layer_dirs(&plan.image_id)?;
         bundle.claim()?;
-        match self.build(&bundle, plan, layers).await {
+        match self.build(&bundle, plan, contents, layers).await {
             Ok(pid) => Ok(Status {
                 plan: plan.clone(),
                 phase: Phase::Created,
@@ -234,14 +237,16 @@ impl Containers {
         &self,
         bundle: &Bundle,
         plan: &ContainerPlan,
+        contents: &Contents,
         layers: Vec<PathBuf>,
     ) -> Result<i32> {
-        let root = blocking("prepare container", &plan.id, {
+        let mounted = blocking("prepare container", &plan.id, {
             let (bundle, plan, cgroups) = (bundle.clone(), plan.clone(), self.cgroups.clone());
-            move || bundle.prepare(&plan, &layers, &cgroups)
+            let contents = contents.clone();
+            move || bundle.prepare(&plan, &contents, &layers, &cgroups)
         })
         .await?;
-        let pid = shim::spawn(&self.dirs.shim, &bundle.run, root)
+        let pid = shim::spawn(&self.dirs.shim, &bundle.run, mounted)
             .await
             .context("create container", plan.id.short())?;
         bundle.mark_created()?;

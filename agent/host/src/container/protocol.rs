@@ -2,9 +2,11 @@
 //! `container::protocol`, and `skep-shim` includes the same file by `#[path]`, because the shim may
 //! not depend on a crate of skepd's and a third crate for a hundred lines of data would wall off nothing.
 //!
-//! The shim is spawned with one argument, the container's directory, an empty environment and
+//! The shim is spawned with the container's directory as its first argument, an empty environment and
 //! - descriptor 0: the container's root, a detached mount (`fsmount`), which the shim attaches at
 //!   `rootfs` in a mount namespace of its own: it disappears with the last process, whoever dies first;
+//! - the descriptor whose number is the second argument, if there is one: a tmpfs with the container's secrets and
+//!   configs, likewise detached, which the shim attaches at `provided`;
 //! - descriptor 1: a pipe on which it writes one [`Ready`] as a line of JSON and then closes;
 //! - descriptor 2: where it complains.
 //!
@@ -37,6 +39,9 @@ pub(crate) const SETTINGS: &str = "shim.json";
 pub(crate) const EXIT: &str = "exit.json";
 /// Where the root is mounted, in the container's directory.
 pub(crate) const ROOTFS: &str = "rootfs";
+
+/// Where the secrets and configs are mounted, in the container's directory.
+pub(crate) const PROVIDED: &str = "provided";
 
 /// The largest packet either side sends or accepts: a process with a long environment must fit.
 pub(crate) const MAX_PACKET: usize = 128 * 1024;

@@ -2,11 +2,12 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::io::FdFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -16,6 +17,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::bundle::Mounted;
 use super::protocol::{MAX_PACKET, Ready, Reply, Request, SOCKET};
 
 /// How long the creation of a container may take: minutes only on a machine that is emulated and overloaded.
@@ -41,16 +43,22 @@ pub(super) enum Packet {
 }
 
 /// Starts a shim in `dir` and waits until its container is created; the main process's number.
-pub(super) async fn spawn(program: &Path, dir: &Path, root: OwnedFd) -> io::Result<i32> {
-    let mut child = Command::new(program)
-        .arg(dir)
+pub(super) async fn spawn(program: &Path, dir: &Path, mounted: Mounted) -> io::Result<i32> {
+    let mut command = Command::new(program);
+    command.arg(dir);
+    if let Some(provided) = mounted.provided {
+        pass_on(&mut command, provided);
+    }
+    let mut child = command
         .env_clear()
         // A process group of its own: a signal to skepd's group is not for it.
         .process_group(0)
-        .stdin(Stdio::from(root))
+        .stdin(Stdio::from(mounted.root))
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.display())))?;
+    // With it goes what was passed on.
+    drop(command);
     let stdout = child.stdout.take();
     // It lives longer than this call; while skepd lives, skepd is its parent and has to reap it.
     tokio::spawn(async move { child.wait().await });
@@ -63,6 +71,14 @@ pub(super) async fn spawn(program: &Path, dir: &Path, root: OwnedFd) -> io::Resu
         Ok(Ready::Failed { why }) => Err(io::Error::other(why)),
         Err(_) => Err(io::Error::other("the shim died; the journal may say why")),
     }
+}
+
+/// Gives the program a descriptor under the number that it has here, which it is told as an argument.
+fn pass_on(command: &mut Command, descriptor: OwnedFd) {
+    command.arg(descriptor.as_raw_fd().to_string());
+    let keep = move || Ok(rustix::io::fcntl_setfd(&descriptor, FdFlags::empty())?);
+    // SAFETY: between fork and exec the closure makes one system call and touches no memory.
+    unsafe { command.pre_exec(keep) };
 }
 
 /// Lets tokio tell when a descriptor that does not block is ready.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use skep_core::worker::container::DebugRequest;
 use skep_core::worker::container::exec::ExecRequest;
+use skep_core::worker::dependencies::Contents;
 use skep_host::container::{Limits, LogQuery, Phase, Session, Stream};
 use tokio::io::AsyncWriteExt;
 
@@ -632,7 +633,12 @@ async fn failures_name_the_cause_and_leave_nothing(world: &World) {
     ];
     for (spec, words) in cases {
         let plan = world.task_plan(spec.clone(), json!({}));
-        let error = world.containers.create(&plan).await.unwrap_err().chain();
+        let error = world
+            .containers
+            .create(&plan, &Contents::new())
+            .await
+            .unwrap_err()
+            .chain();
         assert!(
             error.contains(&words.replace("SHORT", plan.id.short())),
             "{spec}: {error}"
@@ -646,7 +652,13 @@ async fn failures_name_the_cause_and_leave_nothing(world: &World) {
     let id = running(world).await;
     let mut twin = world.plan(&["exit", "0"]);
     twin.id = id.clone();
-    assert!(world.containers.create(&twin).await.is_err());
+    assert!(
+        world
+            .containers
+            .create(&twin, &Contents::new())
+            .await
+            .is_err()
+    );
     assert_eq!(
         world.containers.status(&id).await.unwrap().unwrap().phase,
         Phase::Running
@@ -661,7 +673,11 @@ async fn links_for_mount_points_lead_nowhere(world: &World) {
     for image in [&world.hostile, &world.dev_link] {
         let mut plan = world.plan(&["exit", "0"]);
         plan.image_id = image.id.clone();
-        let error = world.containers.create(&plan).await.unwrap_err();
+        let error = world
+            .containers
+            .create(&plan, &Contents::new())
+            .await
+            .unwrap_err();
         let said = error.chain();
         assert!(
             said.contains("/dev of the image is not an ordinary directory"),

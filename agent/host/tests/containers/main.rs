@@ -13,6 +13,7 @@ mod cases;
 mod image;
 mod pulls;
 mod restart;
+mod secrets;
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -24,6 +25,7 @@ use serde_json::json;
 use skep_core::time::Timestamp;
 use skep_core::worker::container::plan::{ContainerId, ContainerPlan};
 use skep_core::worker::container::{self, DebugRequest, Layout, Surroundings};
+use skep_core::worker::dependencies::Contents;
 use skep_host::container::{Containers, Dirs, Exit, LogQuery};
 use skep_host::image::{Image, Images, Registries};
 
@@ -38,6 +40,8 @@ pub(crate) struct World {
     /// The same with links where file systems are mounted.
     pub(crate) hostile: Image,
     pub(crate) dev_link: Image,
+    /// With links where secrets and configs go.
+    pub(crate) secret_links: Image,
 }
 
 type Case = (
@@ -79,7 +83,7 @@ fn main() -> ExitCode {
     let mut passed = 0;
     runtime().block_on(async {
         let world = World::make(&dir).await;
-        for (name, run) in [cases::CASES, pulls::CASES, restart::CASES].concat() {
+        for (name, run) in [cases::CASES, secrets::CASES, pulls::CASES, restart::CASES].concat() {
             if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
                 continue;
             }
@@ -215,15 +219,26 @@ impl World {
         registry.add(
             "dev-link:latest",
             json!({}),
-            &[image::layer(&files), place, links],
+            &[image::layer(&files), place.clone(), links],
+        );
+        let second = image::layer(&[("/etc/second", 0o644, b"layer".to_vec())]);
+        let links = image::links(&[
+            ("run", "../../../../../../../../tmp"),
+            ("site.conf", "/etc/second"),
+        ]);
+        let layers = [image::layer(&files), place, second, links];
+        registry.add(
+            "secret-links:latest",
+            json!({"Entrypoint": ["/probe"]}),
+            &layers,
         );
         let mut pulled = Vec::new();
-        for name in ["test", "hostile", "dev-link"] {
+        for name in ["test", "hostile", "dev-link", "secret-links"] {
             let reference = format!("{}/{name}", registry.address).parse().unwrap();
             let image = images.pull(&reference, None, &|_| ()).await;
             pulled.push(image.unwrap_or_else(|error| panic!("{}", error.chain())));
         }
-        let dev_link = pulled.pop().unwrap();
+        let (secret_links, dev_link) = (pulled.pop().unwrap(), pulled.pop().unwrap());
         let (hostile, image) = (pulled.pop().unwrap(), pulled.pop().unwrap());
         let dirs = dirs(dir);
         let containers = Containers::open(dirs.clone(), images.clone())
@@ -236,6 +251,7 @@ impl World {
             image,
             hostile,
             dev_link,
+            secret_links,
         }
     }
 
@@ -282,6 +298,7 @@ impl World {
 
     fn layout(&self) -> Layout {
         Layout {
+            run: self.dirs.run.clone(),
             state: self.dirs.state.clone(),
             volumes: self.dirs.volumes.clone(),
             cgroup: self.dirs.cgroup.clone(),
@@ -311,7 +328,11 @@ impl World {
     }
 
     pub(crate) async fn create(&self, plan: &ContainerPlan) -> i32 {
-        let status = self.containers.create(plan).await;
+        self.create_with(plan, &Contents::new()).await
+    }
+
+    pub(crate) async fn create_with(&self, plan: &ContainerPlan, contents: &Contents) -> i32 {
+        let status = self.containers.create(plan, contents).await;
         status
             .unwrap_or_else(|error| panic!("{}", error.chain()))
             .pid

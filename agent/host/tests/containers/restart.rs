@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use skep_core::worker::container::exec::ExecRequest;
 use skep_core::worker::container::plan::{ContainerId, ContainerPlan};
+use skep_core::worker::dependencies::Contents;
 use skep_host::container::{Containers, Phase};
 use skep_host::image::{Images, Registries};
 
@@ -28,7 +29,7 @@ pub(crate) async fn victim(dir: &Path) -> ExitCode {
     let containers = reopen(dir).await;
     println!("open");
     containers
-        .create(&plan)
+        .create(&plan, &Contents::new())
         .await
         .unwrap_or_else(|error| panic!("{}", error.chain()));
     println!("created");
@@ -60,6 +61,7 @@ impl Victim {
         std::fs::create_dir_all(&dir).unwrap();
         let own = dirs(&dir);
         let layout = skep_core::worker::container::Layout {
+            run: own.run.clone(),
             state: own.state.clone(),
             volumes: own.volumes.clone(),
             cgroup: own.cgroup.clone(),
@@ -281,7 +283,7 @@ async fn skepd_killed_at_any_moment_leaves_order(world: &World) {
         // The same container can be made now, unless it is there.
         if list.is_empty() {
             containers
-                .create(&victim.plan)
+                .create(&victim.plan, &Contents::new())
                 .await
                 .unwrap_or_else(|error| panic!("{step}: {}", error.chain()));
         }

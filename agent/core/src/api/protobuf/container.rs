@@ -1,6 +1,6 @@
 //! The container part of a task's spec, and its resources.
 
-use super::{MessageError, duration, mount, read_duration, refuse};
+use super::{MessageError, dependency, duration, mount, read_duration, refuse};
 use crate::{
     api::{
         ContainerSpec, Platform, ResourceRequirements, Resources,
@@ -22,6 +22,16 @@ pub(super) fn container(spec: &ContainerSpec, pids: i64) -> pb::ContainerSpec {
         mounts: spec.mounts.iter().map(mount::mount).collect(),
         stop_grace_period: spec.stop_grace_period.map(duration),
         groups: spec.groups.clone(),
+        secrets: spec
+            .secrets
+            .iter()
+            .map(dependency::secret_reference)
+            .collect(),
+        configs: spec
+            .configs
+            .iter()
+            .map(dependency::config_reference)
+            .collect(),
         tty: spec.tty,
         hostname: spec.hostname.clone(),
         dns_config: spec.dns_config.as_ref().map(dns),
@@ -45,8 +55,6 @@ pub(super) fn read_container(
     message: pb::ContainerSpec,
 ) -> Result<(ContainerSpec, i64), MessageError> {
     let isolation = pb::container_spec::Isolation::Default;
-    refuse(!message.secrets.is_empty(), "spec.container.secrets")?;
-    refuse(!message.configs.is_empty(), "spec.container.configs")?;
     refuse(message.privileges.is_some(), "spec.container.privileges")?;
     refuse(message.healthcheck.is_some(), "spec.container.healthcheck")?;
     refuse(
@@ -64,6 +72,16 @@ pub(super) fn read_container(
         dir: message.dir,
         user: message.user,
         groups: message.groups,
+        secrets: message
+            .secrets
+            .into_iter()
+            .map(dependency::read_secret_reference)
+            .collect::<Result<_, _>>()?,
+        configs: message
+            .configs
+            .into_iter()
+            .map(dependency::read_config_reference)
+            .collect::<Result<_, _>>()?,
         tty: message.tty,
         open_stdin: message.open_stdin,
         read_only: message.read_only,

@@ -5,6 +5,7 @@
 //! (firewall marks, the store's own bookkeeping of a task) does not travel in them.
 
 mod container;
+mod dependency;
 mod mount;
 mod network;
 mod node;
@@ -12,6 +13,7 @@ mod task;
 
 use std::time::Duration;
 
+pub use dependency::{config, read_config, read_secret, secret};
 pub use node::{
     certificate, certificate_state, description, node, read_availability, read_description,
 };

@@ -7,11 +7,12 @@ use serde_json::json;
 use super::*;
 use crate::{
     api::{
-        ContainerSpec, ContainerStatus, DriverState, Endpoint, EndpointMode, EndpointSpec, Meta,
-        Mount, MountType, Network, NetworkAttachment, NetworkAttachmentConfig, NetworkSpec,
-        NodeDescription, Placement, PlacementPreference, Platform, PortConfig, Protocol,
-        PublishMode, ResourceRequirements, Resources, RestartPolicy, SpreadOver, Task, TaskSpec,
-        TaskState, TaskStatus, VirtualIp,
+        Config, ConfigReference, ConfigSpec, ContainerSpec, ContainerStatus, DriverState, Endpoint,
+        EndpointMode, EndpointSpec, FileTarget, Meta, Mount, MountType, Network, NetworkAttachment,
+        NetworkAttachmentConfig, NetworkSpec, NodeDescription, Placement, PlacementPreference,
+        Platform, PortConfig, Protocol, PublishMode, ResourceRequirements, Resources,
+        RestartPolicy, Secret, SecretReference, SecretSpec, SpreadOver, Task, TaskSpec, TaskState,
+        TaskStatus, VirtualIp,
         container::{DnsConfig, TmpfsOptions, Ulimit},
         task::{LogDriver, RestartCondition},
     },
@@ -73,6 +74,44 @@ fn mounts() -> Vec<Mount> {
     vec![tmpfs, bind, volume]
 }
 
+fn file_target(name: &str, mode: u32) -> FileTarget {
+    FileTarget {
+        name: name.to_owned(),
+        uid: "33".to_owned(),
+        gid: "34".to_owned(),
+        mode,
+    }
+}
+
+fn a_secret() -> Secret {
+    Secret {
+        id: Id::from_entropy(20),
+        meta: Meta {
+            version: 3,
+            created_at: Timestamp(1_700_000_000_000_000_000),
+            updated_at: Timestamp(1_700_000_000_000_000_001),
+        },
+        spec: SecretSpec {
+            name: "db-1".to_owned(),
+            labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+            data: b"canary\0\xff".to_vec().into(),
+            ..SecretSpec::default()
+        },
+    }
+}
+
+fn a_config() -> Config {
+    Config {
+        id: Id::from_entropy(21),
+        meta: Meta::default(),
+        spec: ConfigSpec {
+            name: "site-1".to_owned(),
+            data: b"canary".to_vec().into(),
+            ..ConfigSpec::default()
+        },
+    }
+}
+
 fn container_spec() -> ContainerSpec {
     let texts = |words: &[&str]| {
         words
@@ -90,6 +129,17 @@ fn container_spec() -> ContainerSpec {
         dir: "/srv".to_owned(),
         user: "1:2".to_owned(),
         groups: texts(&["3"]),
+        secrets: vec![SecretReference {
+            file: Some(file_target("db", 0o400)),
+            secret_id: Id::<Secret>::from_entropy(20).to_string(),
+            secret_name: "db-1".to_owned(),
+        }],
+        configs: vec![ConfigReference {
+            file: Some(file_target("/etc/site.conf", 0o444)),
+            runtime: None,
+            config_id: Id::<Config>::from_entropy(21).to_string(),
+            config_name: "site-1".to_owned(),
+        }],
         tty: true,
         open_stdin: true,
         read_only: true,
@@ -242,6 +292,56 @@ fn a_task_survives_the_wire_whole() {
 }
 
 #[test]
+fn secrets_and_configs_survive_the_wire_and_are_not_shown() {
+    let message = secret(&a_secret());
+    let shown = format!("{message:?}");
+    assert!(
+        shown.contains("8 bytes") && !shown.contains("99, 97, 110"),
+        "{shown}"
+    );
+    let bytes = message.encode_to_vec();
+    let decoded = pb::Secret::decode(bytes.as_slice()).unwrap();
+    assert_eq!(read_secret(decoded), Ok(a_secret()));
+    let message = config(&a_config());
+    let shown = format!("{message:?}");
+    assert!(
+        shown.contains("6 bytes") && !shown.contains("99, 97, 110"),
+        "{shown}"
+    );
+    let bytes = message.encode_to_vec();
+    let decoded = pb::Config::decode(bytes.as_slice()).unwrap();
+    assert_eq!(read_config(decoded), Ok(a_config()));
+}
+
+#[test]
+fn what_is_no_secret_is_refused_by_name() {
+    type Change = fn(&mut pb::Secret);
+    fn spec(secret: &mut pb::Secret) -> &mut pb::SecretSpec {
+        secret.spec.as_mut().unwrap()
+    }
+    let cases: [(Change, &str); 4] = [
+        (|it| it.id = "a.b".to_owned(), "secret.id"),
+        (|it| spec(it).data = vec![0; 512_000], "secret.data"),
+        (
+            |it| spec(it).driver = Some(pb::Driver::default()),
+            "secret.driver",
+        ),
+        (
+            |it| spec(it).templating = Some(pb::Driver::default()),
+            "secret.templating",
+        ),
+    ];
+    for (change, field) in cases {
+        let mut message = secret(&a_secret());
+        change(&mut message);
+        assert_eq!(read_secret(message).unwrap_err().field, field);
+    }
+    let mut message = config(&a_config());
+    message.spec.as_mut().unwrap().data = vec![0; 1_024_000];
+    assert_eq!(read_config(message).unwrap_err().field, "config.data");
+}
+
+#[test]
 fn every_propagation_survives_the_wire() {
     for name in [
         "private", "rprivate", "shared", "rshared", "slave", "rslave",
@@ -298,7 +398,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     fn bind(task: &mut pb::Task) -> &mut pb::mount::BindOptions {
         container(task).mounts[1].bind_options.as_mut().unwrap()
     }
-    let cases: [(Change, &str); 10] = [
+    let cases: [(Change, &str); 11] = [
         (|task| task.id = "no".to_owned(), "id"),
         (|task| task.desired_state = 5, "desired_state"),
         (
@@ -306,8 +406,15 @@ fn what_cannot_be_honoured_is_refused_by_name() {
             "volumes",
         ),
         (
-            |task| container(task).secrets.push(pb::SecretReference::default()),
-            "spec.container.secrets",
+            |task| container(task).secrets[0].target = None,
+            "spec.container.secrets.target",
+        ),
+        (
+            |task| {
+                let runtime = pb::config_reference::Target::Runtime(pb::RuntimeTarget {});
+                container(task).configs[0].target = Some(runtime);
+            },
+            "spec.container.configs.runtime",
         ),
         (
             |task| container(task).healthcheck = Some(pb::HealthConfig::default()),
@@ -399,6 +506,12 @@ proptest! {
         }
         if let Ok(message) = pb::NodeDescription::decode(bytes.as_slice()) {
             let _ = read_description(message);
+        }
+        if let Ok(message) = pb::Secret::decode(bytes.as_slice()) {
+            let _ = read_secret(message);
+        }
+        if let Ok(message) = pb::Config::decode(bytes.as_slice()) {
+            let _ = read_config(message);
         }
         if let Ok(message) = pb::TaskStatus::decode(bytes.as_slice()) {
             let _ = read_status(message);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::api::{ApiError, ContainerSpec, container::DnsConfig};
 
-const FIELD: &str = "TaskTemplate.ContainerSpec";
+pub(super) const FIELD: &str = "TaskTemplate.ContainerSpec";
 
 pub(super) fn check(spec: &ContainerSpec) -> Result<(), ApiError> {
     check_image(&spec.image)?;
@@ -52,8 +52,6 @@ fn refuse_unsupported(spec: &ContainerSpec) -> Result<(), ApiError> {
     let values = [
         ("Privileges", spec.privileges.as_ref()),
         ("Healthcheck (--health-cmd)", health(spec)),
-        ("Secrets (--secret)", spec.secrets.first()),
-        ("Configs (--config)", spec.configs.first()),
     ];
     for (name, value) in values {
         if value.is_some_and(|value| !is_empty(value)) {

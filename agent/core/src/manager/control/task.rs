@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{container, invalid, names, process, service::refuse, unsupported};
+use super::{
+    container, invalid, is_empty, names, process, reference, service::refuse, unsupported,
+};
 use crate::{
     api::{
         ApiError, NetworkAttachmentConfig, Placement, PlacementPreference, ResourceRequirements,
@@ -34,13 +36,14 @@ pub(super) fn check(view: &View, spec: &mut TaskSpec) -> Result<(), ApiError> {
     }
     // One way to say it, so that the same service is not taken for another one.
     spec.runtime.clear();
-    let Some(container) = &spec.container_spec else {
+    let Some(container) = &mut spec.container_spec else {
         return Err(invalid(
             "TaskTemplate.ContainerSpec",
             "it is missing: give at least an image",
         ));
     };
     container::check(container)?;
+    reference::check(view, container)?;
     if let Some(resources) = &spec.resources {
         check_resources(resources)?;
     }

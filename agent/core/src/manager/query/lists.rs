@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{filters::Checked, find_node, find_service};
 use crate::{
-    api::{ApiError, Filters, Membership, ModeKind, Network, Node, Role, Service, Task, TaskState},
+    api::{
+        ApiError, Config, Filters, Labels, Membership, ModeKind, Network, Node, Role, Secret,
+        Service, Task, TaskState,
+    },
     manager::orchestrator::update::is_outdated,
     store::View,
 };
@@ -139,6 +142,41 @@ pub fn list_networks(view: &View, filters: &Filters) -> Result<Vec<Arc<Network>>
             && filters.labels("label", &network.spec.labels)
     };
     Ok(view.networks().filter(matches).cloned().collect())
+}
+
+/// The secrets that match; keys `id`, `label`, `name` (a prefix) and `names` (all of it).
+///
+/// # Errors
+/// `Invalid` for an unknown key.
+pub fn list_secrets(view: &View, filters: &Filters) -> Result<Vec<Arc<Secret>>, ApiError> {
+    let filters = Checked::new(filters, &DEPENDENCY_FILTERS)?;
+    let matches = |secret: &&Arc<Secret>| {
+        let spec = &secret.spec;
+        is_asked_for(&filters, secret.id.as_str(), &spec.name, &spec.labels)
+    };
+    Ok(view.secrets().filter(matches).cloned().collect())
+}
+
+/// The configs that match; keys as for secrets.
+///
+/// # Errors
+/// `Invalid` for an unknown key.
+pub fn list_configs(view: &View, filters: &Filters) -> Result<Vec<Arc<Config>>, ApiError> {
+    let filters = Checked::new(filters, &DEPENDENCY_FILTERS)?;
+    let matches = |config: &&Arc<Config>| {
+        let spec = &config.spec;
+        is_asked_for(&filters, config.id.as_str(), &spec.name, &spec.labels)
+    };
+    Ok(view.configs().filter(matches).cloned().collect())
+}
+
+const DEPENDENCY_FILTERS: [&str; 4] = ["id", "label", "name", "names"];
+
+fn is_asked_for(filters: &Checked<'_>, id: &str, name: &str, labels: &Labels) -> bool {
+    filters.any("id", |prefix| id.starts_with(prefix))
+        && filters.any("name", |prefix| name.starts_with(prefix))
+        && filters.any("names", |wanted| name == wanted)
+        && filters.labels("label", labels)
 }
 
 fn resolved<T>(

@@ -1,4 +1,5 @@
 mod allocation;
+mod dependencies;
 mod dispatch;
 mod jobs;
 mod lifecycle;

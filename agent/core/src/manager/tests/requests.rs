@@ -119,8 +119,6 @@ const UNSUPPORTED: &str = r#"
 /TaskTemplate/LogDriver/Name           | "syslog"          | TaskTemplate.LogDriver
 /TaskTemplate/Networks/0/Target        | "host"            | TaskTemplate.Networks[0]
 /TaskTemplate/Resources/SwapBytes      | 1                 | TaskTemplate.Resources.SwapBytes
-C/Secrets                              | [{"SecretID": "x"}] | C.Secrets
-C/Configs                              | [{"ConfigID": "x"}] | C.Configs
 C/Healthcheck                          | {"Test": ["CMD", "true"]} | C.Healthcheck
 C/Privileges                           | {"NoNewPrivileges": true} | C.Privileges
 C/Init                                 | true              | C.Init

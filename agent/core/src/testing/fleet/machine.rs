@@ -157,7 +157,7 @@ impl Machine {
     fn effect(&mut self, effect: &Effect, now: Now) -> Option<EffectResult> {
         let fails = self.rng.below(1000) < self.failing;
         Some(match effect {
-            Effect::Pull(_) | Effect::Create(_) | Effect::Start(_) if fails => {
+            Effect::Pull(_) | Effect::Create(..) | Effect::Start(_) if fails => {
                 failed("simulated failure", false)
             }
             Effect::Pull(_) => EffectResult::Pulled(PulledImage {
@@ -168,7 +168,7 @@ impl Machine {
                 true => EffectResult::Done,
                 false => failed("no such namespace", true),
             },
-            Effect::Create(plan) => {
+            Effect::Create(plan, _) => {
                 assert!(
                     self.has_namespace(&plan.id),
                     "a container before its namespace"

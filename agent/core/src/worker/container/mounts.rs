@@ -7,8 +7,9 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::defaults;
-use super::plan::{ContainerId, VolumeUse};
+use super::plan::{ContainerId, PROVIDED, ProvidedFile, VolumeUse};
 use super::{DebugRequest, Surroundings};
+use crate::api::dependency::{Kind, Reference};
 use crate::api::{ApiError, ContainerSpec, Mount, MountType};
 
 /// All mounts in the order in which they are made, and the volumes among them.
@@ -18,6 +19,8 @@ pub(super) struct Mounts {
     pub(super) all: Vec<OciMount>,
     /// Volumes to make first.
     pub(super) volumes: Vec<VolumeUse>,
+    /// Secrets and configs among them.
+    pub(super) provided: Vec<ProvidedFile>,
 }
 
 /// The mounts of a container.
@@ -25,6 +28,9 @@ pub(super) fn of(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<Moun
     let mut user = Mounts::default();
     for (index, mount) in spec.mounts.iter().enumerate() {
         add_mount(mount, index, around, &mut user)?;
+    }
+    for reference in spec.references() {
+        add_provided(&reference, around, &mut user)?;
     }
     for path in around.image.volumes.keys() {
         let Some(target) = clean(path).filter(|target| target != Path::new("/")) else {
@@ -49,6 +55,7 @@ pub(super) fn of(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<Moun
     Ok(Mounts {
         all,
         volumes: user.volumes,
+        provided: user.provided,
     })
 }
 
@@ -206,6 +213,54 @@ fn add_volume(
         copy: copy == Copy::Yes,
         anonymous,
     });
+}
+
+/// A secret or config: a file of a tmpfs that only this container has, bound to its place, and read-only there.
+fn add_provided(
+    reference: &Reference<'_>,
+    around: &Surroundings<'_>,
+    mounts: &mut Mounts,
+) -> Result<(), ApiError> {
+    let list = match reference.kind {
+        Kind::Secret => "Secrets",
+        Kind::Config => "Configs",
+    };
+    let invalid = |why: String| ApiError::Invalid {
+        field: format!("ContainerSpec.{list} {:?}", reference.name),
+        why,
+    };
+    let (Some(file), Some(dependency)) = (reference.file, reference.dependency()) else {
+        return Err(invalid("it has no file or no id".to_owned()));
+    };
+    let target = reference.path().map_err(&invalid)?;
+    let number = |text: &str| match text {
+        "" => Ok(0),
+        text => text
+            .parse()
+            .map_err(|_| invalid(format!("{text:?} is not the number of a user or group"))),
+    };
+    let (uid, gid) = (number(&file.uid)?, number(&file.gid)?);
+    let mut others = mounts.all.iter();
+    if others.any(|other| other.destination() == &target) {
+        let why = format!("duplicate mount point: {}", target.display());
+        return Err(invalid(why));
+    }
+    let name = mounts.provided.len().to_string();
+    let dir = around.layout.run.join(around.id.as_str()).join(PROVIDED);
+    let (source, target) = (dir.join(&name), target.to_string_lossy());
+    let options = ["bind", "ro", "nosuid", "nodev", "noexec", "rprivate"];
+    let source = source.to_string_lossy();
+    mounts
+        .all
+        .push(defaults::mount(&target, "bind", &source, &options));
+    mounts.provided.push(ProvidedFile {
+        name,
+        dependency,
+        uid,
+        gid,
+        mode: file.mode & 0o7777,
+    });
+    Ok(())
 }
 
 /// 64 digits that only this container has for this place.

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use crate::api::DependencyId;
+
 /// The id of a container: 64 lower-case hexadecimal digits, as Docker's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -86,6 +88,9 @@ pub struct ContainerPlan {
     pub files: EtcFiles,
     /// Local volumes to make before the container is.
     pub volumes: Vec<VolumeUse>,
+    /// Secrets and configs as files; their mounts are already in the specification.
+    #[serde(default)]
+    pub provided: Vec<ProvidedFile>,
     /// How standard input and output are joined.
     pub stdio: Stdio,
     /// How the json-file log is bounded.
@@ -118,6 +123,25 @@ pub struct VolumeUse {
     pub copy: bool,
     /// Whether the volume has no name of its own and goes with the container.
     pub anonymous: bool,
+}
+
+/// The directory of a container's secrets and configs, in its own directory on the tmpfs. What is in it only the
+/// container and its shim can see.
+pub const PROVIDED: &str = "provided";
+
+/// A file with a secret or config. Its content is not in the plan, which is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProvidedFile {
+    /// The name of the file in [`PROVIDED`].
+    pub name: String,
+    /// What it is the content of.
+    pub dependency: DependencyId,
+    /// Number of its owner.
+    pub uid: u32,
+    /// Number of its group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
 }
 
 /// How standard input and output of the main process are joined.

@@ -358,6 +358,57 @@ fn logs_are_bounded_and_other_drivers_refused() {
     assert!(log_limits(Some(&driver("", &[("labels", "x")]))).is_err());
 }
 
+fn secret(name: &str) -> serde_json::Value {
+    json!({"SecretID": "0000000000000000000000007", "SecretName": "db",
+        "File": {"Name": name, "UID": "33", "GID": "34", "Mode": 0o400}})
+}
+
+#[test]
+fn secrets_and_configs_are_bound_read_only_from_the_containers_own_memory() {
+    let spec = json!({
+        "Args": ["x"],
+        "Secrets": [secret("db")],
+        "Configs": [{"ConfigID": "0000000000000000000000008", "ConfigName": "hosts", "File": {"Name": "/etc/hosts"}}],
+    });
+    let plan = plan_of(serde_json::from_value(spec).unwrap(), &image()).unwrap();
+    let provided: Vec<_> = plan
+        .provided
+        .iter()
+        .map(|it| (it.name.as_str(), it.uid, it.gid, it.mode))
+        .collect();
+    assert_eq!(provided, [("0", 33, 34, 0o400), ("1", 0, 0, 0o444)]);
+    let mounts = plan.spec.mounts().clone().unwrap();
+    let dir = format!("/run/skep/containers/{}/provided", id());
+    for (target, name) in [("/run/secrets/db", "0"), ("/etc/hosts", "1")] {
+        let mut there = mounts
+            .iter()
+            .filter(|it| it.destination() == Path::new(target));
+        let mount = there.next().unwrap();
+        assert!(there.next().is_none(), "ours makes way: {target}");
+        let source = Path::new(&dir).join(name);
+        assert_eq!(mount.source().as_ref().unwrap(), &source);
+        let options = mount.options().clone().unwrap();
+        for option in ["bind", "ro", "nosuid", "nodev", "noexec"] {
+            assert!(options.iter().any(|it| it == option), "{option}");
+        }
+    }
+}
+
+#[test]
+fn a_target_that_no_manager_lets_through_is_refused_here_too() {
+    for secrets in [
+        json!([secret("../../etc/passwd")]),
+        json!([secret("/proc/1/mem")]),
+        json!([secret("a"), secret("a")]),
+        json!([{"SecretID": "x", "SecretName": "db", "File": {"Name": "a"}}]),
+        json!([{"SecretID": "0000000000000000000000007", "File": {"Name": "a", "UID": "root"}}]),
+    ] {
+        let spec = serde_json::from_value(json!({"Args": ["x"], "Secrets": secrets})).unwrap();
+        let error = plan_of(spec, &image()).unwrap_err().to_string();
+        assert!(error.contains("ContainerSpec.Secrets"), "{error}");
+    }
+}
+
 #[test]
 fn what_is_not_done_is_refused() {
     let specs = [
@@ -372,6 +423,7 @@ fn what_is_not_done_is_refused() {
         ),
         ("Env (template)", json!({"Env": ["SLOT={{.Task.Slot}}"]})),
         ("Secrets", json!({"Secrets": [{}]})),
+        ("Configs (Runtime)", json!({"Configs": [{"Runtime": {}}]})),
         ("Sysctls", json!({"Sysctls": {"kernel.hostname": "x"}})),
         (
             "Ulimits",

@@ -21,6 +21,7 @@ pub(crate) fn check(world: &World) -> Result<(), String> {
         check_service(&view, service)?;
     }
     check_containers(world, &view)?;
+    super::secrets::check_rest(world, &view)?;
     match world.leader_is_idle() {
         true => Ok(()),
         false => Err("the leader is still planning".to_owned()),

@@ -5,6 +5,7 @@ mod addresses;
 pub(crate) mod convergence;
 mod jobs;
 mod mesh;
+pub(crate) mod secrets;
 mod slots;
 mod states;
 
@@ -17,6 +18,7 @@ use crate::world::World;
 pub(crate) struct Invariants {
     states: states::States,
     jobs: jobs::Jobs,
+    secrets: secrets::Secrets,
     checked: u64,
 }
 
@@ -24,6 +26,8 @@ impl Invariants {
     pub(crate) fn check(&mut self, world: &World, view: &View) {
         addresses::check_containers(world);
         slots::check_containers(world, view);
+        self.secrets.learn(view);
+        self.secrets.check(world);
         if self.checked == view.version() {
             return;
         }

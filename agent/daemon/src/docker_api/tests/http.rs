@@ -196,8 +196,9 @@ fn mistakes() -> Vec<(&'static str, Value, StatusCode, &'static str)> {
     bad_port["EndpointSpec"]["Ports"][0]["TargetPort"] = json!(80_000);
     let mut unknown = whoami();
     unknown["TaskTemplate"]["ContainerSpec"]["Colour"] = json!("red");
-    let mut privileged = whoami();
-    privileged["TaskTemplate"]["ContainerSpec"]["Secrets"] = json!([{ "SecretID": "x" }]);
+    let mut dangling = whoami();
+    let secret = json!({ "SecretID": "x", "SecretName": "db", "File": { "Name": "db" } });
+    dangling["TaskTemplate"]["ContainerSpec"]["Secrets"] = json!([secret]);
     vec![
         (
             "/services/create",
@@ -213,9 +214,9 @@ fn mistakes() -> Vec<(&'static str, Value, StatusCode, &'static str)> {
         ),
         (
             "/services/create",
-            privileged,
-            StatusCode::NOT_IMPLEMENTED,
-            "Secrets",
+            dangling,
+            StatusCode::BAD_REQUEST,
+            "Secrets[0]: secret not found: db",
         ),
         (
             "/services/create",
