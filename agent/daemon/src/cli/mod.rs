@@ -3,6 +3,7 @@
 mod bus;
 mod container;
 mod debug;
+mod dependency;
 mod engine;
 mod explain;
 mod r#gen;
@@ -12,6 +13,7 @@ mod node;
 mod output;
 mod progress;
 mod service;
+mod service_dependencies;
 mod service_flags;
 mod service_list;
 mod service_mode;
@@ -30,6 +32,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use skep_core::api::dependency::Kind;
 
 use engine::{Engine, Host};
 use transport::Transport;
@@ -65,6 +68,12 @@ enum Command {
     /// Its networks
     #[command(subcommand)]
     Network(network::Verb),
+    /// Its secrets
+    #[command(subcommand)]
+    Secret(dependency::Verb),
+    /// Its configs
+    #[command(subcommand)]
+    Config(dependency::Verb),
     /// Say what keeps a service's tasks from running
     Explain(explain::Arguments),
     /// Show this node and its swarm
@@ -138,6 +147,8 @@ async fn carry_out(transport: &dyn Transport, command: Command) -> Result<ExitCo
         Command::Node(verb) => node::run(transport, verb).await?,
         Command::Service(verb) => service::run(transport, verb).await?,
         Command::Network(verb) => network::run(transport, verb).await?,
+        Command::Secret(verb) => dependency::run(transport, Kind::Secret, verb).await?,
+        Command::Config(verb) => dependency::run(transport, Kind::Config, verb).await?,
         Command::Explain(arguments) => explain::run(transport, arguments).await?,
         Command::Info(arguments) => system::info(transport, arguments).await?,
         Command::Version(arguments) => system::version(transport, arguments).await?,

@@ -7,6 +7,7 @@ use skep_core::api::{NetworkAttachmentConfig, Platform, ServiceSpec};
 
 use super::{
     all_or_first_error, items, logs, output, progress,
+    service_dependencies::{Changes, Dependencies},
     service_flags::{self as flags, Lists, Settings},
     service_list::{self, Ls},
     service_mode::{self, Mode},
@@ -87,6 +88,8 @@ pub(super) struct Create {
     settings: Settings,
     #[command(flatten)]
     lists: Lists,
+    #[command(flatten)]
+    dependencies: Dependencies,
     /// Do not ask the registry for the image's digest
     #[arg(long)]
     no_resolve_image: bool,
@@ -160,6 +163,8 @@ pub(super) struct Update {
     settings: Settings,
     #[command(flatten)]
     lists: Lists,
+    #[command(flatten)]
+    dependencies: Changes,
     /// Do not ask the registry for the image's digest
     #[arg(long)]
     no_resolve_image: bool,
@@ -222,6 +227,8 @@ async fn create(transport: &dyn Transport, arguments: Create) -> Result<()> {
     service_mode::edit_preferences(&mut spec, &arguments.placement_pref, &[])?;
     arguments.settings.apply(&mut spec)?;
     arguments.lists.apply(&mut spec)?;
+    let container = flags::container(&mut spec);
+    arguments.dependencies.apply(transport, container).await?;
     for network in &arguments.network {
         let target = network_id(transport, network).await?;
         join_network(&mut spec, target);
@@ -308,6 +315,8 @@ async fn edit(transport: &dyn Transport, spec: &mut ServiceSpec, given: Update) 
     }
     given.settings.apply(spec)?;
     given.lists.apply(spec)?;
+    let container = flags::container(spec);
+    given.dependencies.apply(transport, container).await?;
     if given.force {
         spec.task_template.force_update += 1;
     }

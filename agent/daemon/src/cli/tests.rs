@@ -83,6 +83,17 @@ async fn the_verbs_work_over_dbus() {
     verbs(&bus).await;
 }
 
+#[tokio::test]
+async fn secrets_and_configs_work_over_both() {
+    let path = socket("dependencies");
+    let engine = serve(&path);
+    of_dependencies(&engine).await;
+    std::fs::remove_file(path).unwrap();
+    let private = PrivateBus::start();
+    let _agent = private.serve(memory::management()).await;
+    of_dependencies(&bus::Bus::over(private.connect().await)).await;
+}
+
 async fn verbs(node: &dyn Transport) {
     of_the_swarm(node).await;
     of_nodes(node).await;
@@ -378,6 +389,66 @@ async fn of_containers(node: &dyn Transport) {
     );
 }
 
+async fn of_dependencies(node: &dyn Transport) {
+    ok(node, "swarm init --advertise-addr 192.168.77.11").await;
+    let folder = scratch("cli-content");
+    let path = folder.join("content");
+    std::fs::write(&path, "canary-5e1f").unwrap();
+    let path = path.display();
+    for kind in ["secret", "config"] {
+        let id = ok(node, &format!("{kind} create -l tier=data db-1 {path}")).await;
+        ok(node, &format!("{kind} create db-2 {path}")).await;
+        let table = shows(node, &format!("{kind} ls"), &[id.trim(), "db-2", " ago"]).await;
+        let heading = table.lines().next().unwrap();
+        assert_eq!(heading.contains("DRIVER"), kind == "secret", "{heading}");
+        assert_eq!(
+            ok(node, &format!("{kind} ls -q --filter label=tier")).await,
+            id
+        );
+        let shown = ok(node, &format!("{kind} inspect db-1")).await;
+        assert_eq!(
+            shown.contains("Y2FuYXJ5LTVlMWY="),
+            kind == "config",
+            "{shown}"
+        );
+        let listed = shows(node, &format!("{kind} ls --format json"), &["db-1"]).await;
+        assert_eq!(
+            listed.contains("Y2FuYXJ5LTVlMWY="),
+            kind == "config",
+            "{listed}"
+        );
+        let (result, _, _) = run(node, &format!("{kind} create db-1 {path}")).await;
+        assert_eq!(result, Err(format!("{kind} db-1 already exists")));
+        for flag in ["--template-driver golang", "--driver vault"] {
+            let (result, _, _) = run(node, &format!("{kind} create {flag} x {path}")).await;
+            assert!(result.is_err(), "{flag}");
+        }
+    }
+    ok(
+        node,
+        "service create -d --name user --secret src=db-1,target=db,uid=33,gid=34,mode=0400 --config db-1 whoami",
+    )
+    .await;
+    let inspected = ok(node, "service inspect user").await;
+    for wanted in [
+        "\"Mode\": 256",
+        "\"UID\": \"33\"",
+        "\"SecretName\": \"db-1\"",
+    ] {
+        assert!(inspected.contains(wanted), "{wanted} in {inspected}");
+    }
+    let (result, _, _) = run(node, "secret rm db-1").await;
+    let words = "secret 'db-1' is in use by the following service: user";
+    assert_eq!(result, Err(words.to_owned()));
+    let change = "service update -d --secret-rm db-1 --secret-add source=db-2,target=db --config-rm db-1 user";
+    ok(node, change).await;
+    assert_eq!(ok(node, "secret rm db-1").await, "db-1\n");
+    assert_eq!(ok(node, "config rm db-1 db-2").await, "db-1\ndb-2\n");
+    assert_eq!(ok(node, "service rm user").await, "user\n");
+    assert_eq!(ok(node, "secret rm db-2").await, "db-2\n");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 async fn refusals(node: &dyn Transport) {
     let cases = [
         ("swarm init", "already part of a swarm"),
@@ -401,6 +472,15 @@ async fn refusals(node: &dyn Transport) {
             "\"node.ip\" is no label",
         ),
         ("service create --name Bad_Name! whoami", "name"),
+        ("secret inspect nothing", "secret nothing not found"),
+        ("config rm nothing", "config nothing not found"),
+        ("secret create x /not/there", "/not/there"),
+        ("secret create x /dev/null", "must be larger than 0"),
+        ("secret ls --filter colour=red", "invalid filter 'colour'"),
+        (
+            "service create --secret nothing whoami",
+            "secret not found: nothing",
+        ),
         ("service scale x=y", "is not a number"),
         ("service scale x=1", "service x not found"),
         ("network create -d bridge local", "bridge"),

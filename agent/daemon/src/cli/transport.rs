@@ -96,6 +96,24 @@ pub(super) const NETWORK_CREATE: Operation =
 /// `network rm`.
 pub(super) const NETWORK_REMOVE: Operation =
     operation("Networks", "Remove", "DELETE", "/networks/{}");
+/// `secret ls`.
+pub(super) const SECRET_LIST: Operation = operation("Secrets", "List", "GET", "/secrets");
+/// `secret inspect`.
+pub(super) const SECRET_INSPECT: Operation = operation("Secrets", "Inspect", "GET", "/secrets/{}");
+/// `secret create`.
+pub(super) const SECRET_CREATE: Operation =
+    operation("Secrets", "Create", "POST", "/secrets/create");
+/// `secret rm`.
+pub(super) const SECRET_REMOVE: Operation = operation("Secrets", "Remove", "DELETE", "/secrets/{}");
+/// `config ls`.
+pub(super) const CONFIG_LIST: Operation = operation("Configs", "List", "GET", "/configs");
+/// `config inspect`.
+pub(super) const CONFIG_INSPECT: Operation = operation("Configs", "Inspect", "GET", "/configs/{}");
+/// `config create`.
+pub(super) const CONFIG_CREATE: Operation =
+    operation("Configs", "Create", "POST", "/configs/create");
+/// `config rm`.
+pub(super) const CONFIG_REMOVE: Operation = operation("Configs", "Remove", "DELETE", "/configs/{}");
 /// `ps`.
 pub(super) const CONTAINER_LIST: Operation =
     operation("Containers", "List", "GET", "/containers/json");

@@ -159,12 +159,17 @@ fn protocol_named(text: &str, name: &str) -> Result<Protocol> {
     }
 }
 
-/// How long ago a moment of a document is: `35 seconds ago`.
+/// How long ago a moment of a document is, in a sentence: `about a minute ago`.
 pub(super) fn ago(moment: &str) -> String {
+    age(moment).to_lowercase()
+}
+
+/// The same by itself: `About a minute ago`.
+pub(super) fn age(moment: &str) -> String {
     match serde_json::from_value::<Timestamp>(moment.into()) {
         Ok(moment) => {
             let words = duration_in_words(clock::timestamp().since(moment));
-            format!("{} ago", words.to_lowercase())
+            format!("{words} ago")
         }
         Err(_) => String::new(),
     }

@@ -2,7 +2,10 @@
 
 use zbus::{Connection, object_server::SignalEmitter};
 
-use super::{OBJECT_PATH, networks::Networks, nodes::Nodes, services::Services};
+use super::{
+    OBJECT_PATH, configs::Configs, networks::Networks, nodes::Nodes, secrets::Secrets,
+    services::Services,
+};
 use crate::management::{
     Management,
     events::{self, Event},
@@ -31,6 +34,8 @@ async fn signal(emitter: &SignalEmitter<'_>, event: &Event) -> zbus::Result<()> 
     match event.kind {
         "service" => Services::changed(emitter, action, id, name).await,
         "node" => Nodes::changed(emitter, action, id, name).await,
+        "secret" => Secrets::changed(emitter, action, id, name).await,
+        "config" => Configs::changed(emitter, action, id, name).await,
         _ => Networks::changed(emitter, action, id, name).await,
     }
 }

@@ -3,12 +3,14 @@
 //!
 //! The interfaces are written down in `systemd/dbus/`; a test compares them with what is served.
 
+mod configs;
 mod containers;
 mod error;
 mod events;
 mod images;
 mod networks;
 mod nodes;
+mod secrets;
 mod services;
 mod stream;
 mod swarm;
@@ -50,6 +52,8 @@ async fn serve_on(bus: Builder<'_>, management: Management) -> zbus::Result<Conn
         .serve_at(OBJECT_PATH, services::Services(management.clone()))
         .serve_at(OBJECT_PATH, tasks::Tasks(management.clone()))
         .serve_at(OBJECT_PATH, networks::Networks(management.clone()))
+        .serve_at(OBJECT_PATH, secrets::Secrets(management.clone()))
+        .serve_at(OBJECT_PATH, configs::Configs(management.clone()))
         .serve_at(OBJECT_PATH, containers::Containers(management.clone()))
         .serve_at(OBJECT_PATH, images::Images(management.clone()))
         .serve_at(OBJECT_PATH, system::System(management.clone()))

@@ -204,5 +204,5 @@ async fn the_interfaces_are_as_written_down() {
         assert_eq!(written, text, "{} is old", path.display());
         interfaces += 1;
     }
-    assert_eq!(interfaces, 8);
+    assert_eq!(interfaces, 10);
 }

@@ -3,6 +3,7 @@
 //! One file per resource parses requests and names statuses; what is done stands in
 //! [`crate::management`]. What Docker knows and Skep does not have yet answers 501 with its name.
 
+mod configs;
 mod containers;
 mod debug;
 mod distribution;
@@ -13,6 +14,7 @@ pub mod listener;
 mod networks;
 mod nodes;
 mod request;
+mod secrets;
 mod services;
 mod swarm;
 mod system;
@@ -49,6 +51,8 @@ pub fn router(management: Management) -> Router {
         .merge(services::routes())
         .merge(tasks::routes())
         .merge(networks::routes())
+        .merge(secrets::routes())
+        .merge(configs::routes())
         .merge(containers::routes())
         .merge(images::routes())
         .merge(distribution::routes())

@@ -3,7 +3,7 @@
 
 use axum::{
     Json, Router,
-    extract::{Path, Request, State},
+    extract::{Path, Request},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
@@ -41,11 +41,7 @@ const KNOWN: [&str; 20] = [
 pub(super) fn routes() -> Router<Management> {
     Router::new()
         .route("/plugins", get(nothing))
-        .route("/secrets", get(nothing_in_swarm))
-        .route("/configs", get(nothing_in_swarm))
         .route("/plugins/{name}/json", get(no_plugin))
-        .route("/secrets/{name}", get(no_secret))
-        .route("/configs/{name}", get(no_config))
         .route("/volumes/{name}", get(no_volume))
 }
 
@@ -53,22 +49,8 @@ async fn nothing() -> Json<Value> {
     std::future::ready(Json(json!([]))).await
 }
 
-/// There can be none, since none can be made; but only a manager knows a swarm's.
-async fn nothing_in_swarm(State(management): State<Management>) -> Result<Json<Value>, Failure> {
-    management.view()?;
-    std::future::ready(Ok(Json(json!([])))).await
-}
-
 async fn no_plugin(Path(name): Path<String>) -> Failure {
     std::future::ready(not_found("plugin", name)).await
-}
-
-async fn no_secret(Path(name): Path<String>) -> Failure {
-    std::future::ready(not_found("secret", name)).await
-}
-
-async fn no_config(Path(name): Path<String>) -> Failure {
-    std::future::ready(not_found("config", name)).await
 }
 
 async fn no_volume(Path(name): Path<String>) -> Failure {

@@ -8,7 +8,7 @@ use skep_core::{store::View, time::Timestamp};
 /// One change of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// `service`, `node`, `network`.
+    /// `service`, `node`, `network`, `secret` or `config`.
     pub kind: &'static str,
     /// `create`, `update` or `remove`.
     pub action: &'static str,
@@ -39,6 +39,8 @@ pub fn between(old: &View, new: &View) -> Vec<Event> {
     compare("service", services(old), services(new), &mut events);
     compare("node", nodes(old), nodes(new), &mut events);
     compare("network", networks(old), networks(new), &mut events);
+    compare("secret", secrets(old), secrets(new), &mut events);
+    compare("config", configs(old), configs(new), &mut events);
     events
 }
 
@@ -70,6 +72,28 @@ fn nodes(view: &View) -> Objects {
 fn networks(view: &View) -> Objects {
     view.networks()
         .map(Arc::as_ref)
+        .map(|one| {
+            (
+                one.id.to_string(),
+                (one.spec.name.clone(), one.meta.version),
+            )
+        })
+        .collect()
+}
+
+fn secrets(view: &View) -> Objects {
+    view.secrets()
+        .map(|one| {
+            (
+                one.id.to_string(),
+                (one.spec.name.clone(), one.meta.version),
+            )
+        })
+        .collect()
+}
+
+fn configs(view: &View) -> Objects {
+    view.configs()
         .map(|one| {
             (
                 one.id.to_string(),

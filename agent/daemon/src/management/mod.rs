@@ -4,6 +4,7 @@
 //!
 //! The cluster and this node are reached through the two seams of [`port`].
 
+pub mod configs;
 pub mod containers;
 pub mod debug;
 pub mod document;
@@ -17,6 +18,7 @@ pub mod nodes;
 pub mod params;
 pub mod port;
 pub mod render;
+pub mod secrets;
 pub mod services;
 pub mod swarm;
 pub mod system;

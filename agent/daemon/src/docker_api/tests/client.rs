@@ -122,6 +122,7 @@ fn walk_through(client: &Client) {
     networks(client);
     services(client);
     modes(client);
+    dependencies(client);
     errors(client);
 }
 
@@ -295,6 +296,64 @@ fn modes(client: &Client) {
     client.shows("service rm agent sum scan", &["agent", "scan"]);
 }
 
+fn dependencies(client: &Client) {
+    let file = client.home.join("content");
+    std::fs::write(&file, "canary-5e1f").unwrap();
+    let file = file.display();
+    for kind in ["secret", "config"] {
+        let id = client.ok(&format!("{kind} create -l tier=data db-1 {file}"));
+        assert_eq!(id.trim().len(), 25, "{id}");
+        client.ok(&format!("{kind} create db-2 {file}"));
+        client.shows(
+            &format!("{kind} ls"),
+            &["ID", "NAME", "CREATED", "db-1", " ago"],
+        );
+        let listed = client.ok(&format!("{kind} ls -q --filter label=tier"));
+        assert_eq!(listed, id);
+        let name = format!("{kind} inspect --format {{{{.Spec.Name}}}} db-1");
+        assert_eq!(client.ok(&name), "db-1\n");
+        let shown = client.ok(&format!("{kind} inspect db-1"));
+        assert_eq!(
+            shown.contains("Y2FuYXJ5LTVlMWY="),
+            kind == "config",
+            "{shown}"
+        );
+        assert!(!shown.contains("canary"), "{shown}");
+        let again = client.fails(&format!("{kind} create db-1 {file}"));
+        assert!(
+            again.contains(&format!("{kind} db-1 already exists")),
+            "{again}"
+        );
+        let templating = client.fails(&format!("{kind} create --template-driver golang x {file}"));
+        assert!(templating.contains("Templating"), "{templating}");
+    }
+    client.ok(
+        "service create --detach --name user --secret source=db-1,target=db,uid=33,gid=34,mode=0400 \
+         --config source=db-1,target=/etc/db.conf whoami",
+    );
+    client.shows(
+        "service inspect user",
+        &[
+            "\"Name\": \"db\"",
+            "\"UID\": \"33\"",
+            "\"Mode\": 256",
+            "\"SecretName\": \"db-1\"",
+            "\"ConfigName\": \"db-1\"",
+        ],
+    );
+    for kind in ["secret", "config"] {
+        let error = client.fails(&format!("{kind} rm db-1"));
+        let words = format!("{kind} 'db-1' is in use by the following service: user");
+        assert!(error.contains(&words), "{error}");
+    }
+    client.ok("service update --detach --secret-rm db-1 --secret-add source=db-2,target=db --config-rm db-1 user");
+    client.shows("secret rm db-1", &["db-1"]);
+    client.shows("config rm db-1 db-2", &["db-1", "db-2"]);
+    client.shows("inspect db-2 --format {{.Spec.Name}}", &["db-2"]);
+    client.ok("service rm user");
+    client.ok("secret rm db-2");
+}
+
 fn errors(client: &Client) {
     let cases = [
         (
@@ -304,7 +363,11 @@ fn errors(client: &Client) {
         ("swarm leave", "manager"),
         (
             "service create --detach --name a --secret x whoami",
-            "secret",
+            "secret not found: x",
+        ),
+        (
+            "service create --detach --name a --config x whoami",
+            "config not found: x",
         ),
         ("service inspect nothing", "no such service: nothing"),
         ("network rm host", "host"),

@@ -249,6 +249,24 @@ fn mistakes() -> Vec<(&'static str, Value, StatusCode, &'static str)> {
             "ForceNewCluster",
         ),
         (
+            "/secrets/create",
+            json!({ "Name": "x", "Data": "eA==", "Templating": { "Name": "golang" } }),
+            StatusCode::NOT_IMPLEMENTED,
+            "Templating",
+        ),
+        (
+            "/secrets/create",
+            json!({ "Name": "x", "Data": "hunter2!" }),
+            StatusCode::BAD_REQUEST,
+            "invalid Data: illegal base64",
+        ),
+        (
+            "/configs/create",
+            json!({ "Name": "x", "Data": "" }),
+            StatusCode::BAD_REQUEST,
+            "config data must be larger than 0",
+        ),
+        (
             "/containers/create",
             json!({}),
             StatusCode::NOT_IMPLEMENTED,
@@ -262,6 +280,133 @@ fn mistakes() -> Vec<(&'static str, Value, StatusCode, &'static str)> {
             "page not found",
         ),
     ]
+}
+
+/// Text to base64, and where neither may be.
+const CANARY: (&str, &str) = ("canary-5e1f", "Y2FuYXJ5LTVlMWY=");
+
+#[tokio::test]
+async fn a_secret_lives_from_create_to_remove_and_is_never_shown() {
+    let api = Api::start();
+    let (status, _) = api.get("/secrets").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    api.init().await;
+    let body = json!({ "Name": "db", "Labels": { "a": "b" }, "Data": CANARY.1 });
+    let (status, created) = api.post("/v1.41/secrets/create", body.clone()).await;
+    assert_eq!(status, StatusCode::CREATED, "{created}");
+    let (status, again) = api.post("/secrets/create", body).await;
+    assert_eq!(
+        (status, again["message"].as_str()),
+        (StatusCode::CONFLICT, Some("secret db already exists"))
+    );
+    let (_, secret) = api.get("/secrets/db").await;
+    let spec = json!({ "Name": "db", "Labels": { "a": "b" } });
+    assert_eq!((&secret["ID"], &secret["Spec"]), (&created["ID"], &spec));
+    let filter = "%7B%22name%22:%7B%22db%22:true%7D%7D";
+    let (_, list) = api.get(&format!("/secrets?filters={filter}")).await;
+    assert_eq!(list, json!([secret]));
+
+    let mut service = whoami();
+    let file = json!({ "Name": "db", "UID": "0", "GID": "0", "Mode": 0o444 });
+    let used = json!({ "File": file, "SecretID": created["ID"], "SecretName": "db" });
+    service["TaskTemplate"]["ContainerSpec"]["Secrets"] = json!([used]);
+    let (status, answer) = api.post("/services/create", service).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let service = api.converged("whoami").await;
+    assert_eq!(
+        service["Spec"]["TaskTemplate"]["ContainerSpec"]["Secrets"],
+        json!([used])
+    );
+    let (status, answer) = api.send(Method::DELETE, "/secrets/db", Body::empty()).await;
+    let words = "secret 'db' is in use by the following service: whoami";
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (StatusCode::BAD_REQUEST, Some(words))
+    );
+
+    let path = format!("/secrets/db/update?version={}", secret["Version"]["Index"]);
+    let (status, _) = api
+        .post(&path, json!({ "Name": "db", "Labels": null }))
+        .await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, answer) = api.post(&path, json!({ "Name": "db" })).await;
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Some("update out of sequence")
+        )
+    );
+    for path in [
+        "/secrets",
+        "/secrets/db",
+        "/services",
+        "/services/whoami",
+        "/tasks",
+        "/containers/json",
+        "/info",
+    ] {
+        let (_, answer) = api.get(path).await;
+        let answer = answer.to_string();
+        assert!(
+            !answer.contains(CANARY.0) && !answer.contains("Y2FuYXJ5"),
+            "{path}: {answer}"
+        );
+    }
+    api.send(Method::DELETE, "/services/whoami", Body::empty())
+        .await;
+    let (status, _) = api.send(Method::DELETE, "/secrets/db", Body::empty()).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let (status, answer) = api.get("/secrets/db").await;
+    assert_eq!(
+        (status, answer["message"].as_str()),
+        (StatusCode::NOT_FOUND, Some("secret db not found"))
+    );
+}
+
+#[tokio::test]
+async fn a_config_is_shown_with_its_content_and_changes_its_labels_only() {
+    let api = Api::start();
+    api.init().await;
+    let body = json!({ "Name": "site", "Labels": {}, "Data": CANARY.1 });
+    let (status, created) = api.post("/configs/create", body.clone()).await;
+    assert_eq!(status, StatusCode::CREATED, "{created}");
+    let (_, config) = api
+        .get(&format!("/configs/{}", created["ID"].as_str().unwrap()))
+        .await;
+    assert_eq!(config["Spec"], body);
+    let path = format!(
+        "/configs/site/update?version={}",
+        config["Version"]["Index"]
+    );
+    let other = json!({ "Name": "site", "Data": "eA==" });
+    let (status, answer) = api.post(&path, other).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let message = answer["message"].as_str().unwrap();
+    assert!(
+        message.contains("only updates to Labels are allowed"),
+        "{message}"
+    );
+    let mut labelled = config["Spec"].clone();
+    labelled["Labels"] = json!({ "a": "b" });
+    let (status, answer) = api.post(&path, labelled.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(api.get("/configs/site").await.1["Spec"], labelled);
+    let (status, _) = api
+        .send(Method::DELETE, "/configs/site", Body::empty())
+        .await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert_eq!(api.get("/configs").await.1, json!([]));
+}
+
+#[tokio::test]
+async fn the_largest_config_fits() {
+    let api = Api::start();
+    api.init().await;
+    let data = "AAAA".repeat(1_023_999 / 3);
+    let body = json!({ "Name": "big", "Data": data });
+    let (status, answer) = api.post("/configs/create", body).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
 }
 
 #[tokio::test]
@@ -372,6 +517,7 @@ proptest! {
     fn hostile_requests_get_an_answer(
         path in prop::sample::select(vec![
             "/services/create", "/networks/create", "/swarm/init", "/swarm/join", "/skep/debug",
+            "/secrets/create", "/configs/create", "/secrets/x/update?version=1",
             "/services/x/update?version=1", "/nodes/x/update?version=x", "/swarm/update",
         ]),
         body in prop::collection::vec(any::<u8>(), 0..200),

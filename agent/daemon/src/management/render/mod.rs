@@ -2,6 +2,7 @@
 //! needs of other objects is passed in.
 
 pub mod container;
+pub mod dependency;
 pub mod network;
 pub mod node;
 pub mod service;
