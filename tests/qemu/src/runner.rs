@@ -255,7 +255,7 @@ fn boot(paths: &Paths, prepared: &Prepared) -> Result<Cluster> {
 }
 
 /// Brings the swarm to where every test begins: three nodes on and Ready, the whoami mesh as the walk-through has it,
-/// no other service, no other network.
+/// no other service, no other network, no secret, no config.
 fn settle(swarm: &Swarm<'_>) -> Result<()> {
     let cluster = swarm.cluster;
     let running = &cluster.places()[..usize::from(NODES)];
@@ -294,6 +294,12 @@ fn remove_strangers(swarm: &Swarm<'_>) -> Result<()> {
         .filter(|name| !["ingress", "my-demo"].contains(name))
     {
         swarm.docker(&["network", "rm", name])?;
+    }
+    for kind in ["secret", "config"] {
+        let names = swarm.docker(&[kind, "ls", "--format", "{{.Name}}"])?;
+        for name in names.lines() {
+            swarm.docker(&[kind, "rm", name])?;
+        }
     }
     Ok(())
 }

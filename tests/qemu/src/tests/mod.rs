@@ -12,6 +12,7 @@ mod node_os;
 mod nodes;
 mod overlay;
 mod resilience;
+mod secrets;
 mod services;
 
 use crate::runner::Test;
@@ -24,6 +25,7 @@ pub const REGISTERED: &[&[Test]] = &[
     node_os::TESTS,
     services::TESTS,
     modes::TESTS,
+    secrets::TESTS,
     mesh::TESTS,
     overlay::TESTS,
     discovery::TESTS,
