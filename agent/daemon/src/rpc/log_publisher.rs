@@ -119,6 +119,7 @@ type Sender = mpsc::Sender<pb::PublishLogsMessage>;
 
 async fn feed(order: &Order, local: &dyn LocalPort, sender: Sender) {
     let options = order.message.options.clone().unwrap_or_default();
+    let mut wanted = request(&options);
     let mut seen = BTreeSet::new();
     let mut readers = JoinSet::new();
     loop {
@@ -128,7 +129,7 @@ async fn feed(order: &Order, local: &dyn LocalPort, sender: Sender) {
                 && is_wanted(&container, order)
                 && seen.insert(container.id.clone())
             {
-                match local.logs(&container.id, request(&options)).await {
+                match local.logs(&container.id, wanted.clone()).await {
                     Ok(lines) => {
                         let source = Source::of(&container, order, &options);
                         readers.spawn(source.send(lines, sender.clone()));
@@ -142,6 +143,8 @@ async fn feed(order: &Order, local: &dyn LocalPort, sender: Sender) {
         if !options.follow {
             break;
         }
+        // Of what comes from now on nothing was said before.
+        wanted.tail = None;
         tokio::select! {
             () = sleep(LOOK_AGAIN) => {}
             () = sender.closed() => return,
