@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use skep_core::{
-    api::{Service, SlotKey, Task},
+    api::{Service, SlotKey, Task, TaskState},
     id::Id,
     store::View,
     testing::fleet::SimNode,
@@ -59,7 +59,11 @@ pub(crate) fn check_containers(world: &World, view: &View) {
         // The tasks of a job's earlier run are stopped while the next one begins.
         let service = view.service(&task.service_id);
         let current = service.is_none_or(|service| service.is_current(task));
-        if !program.was_cut && current {
+        // With start-first one that is told to stop may take its grace period, however many follow it meanwhile.
+        let told = view.task(&task.id);
+        let told = told.is_none_or(|task| task.desired_state > TaskState::Running);
+        let stops = told && limit(view, &task.service_id) > 1;
+        if !program.was_cut && current && !stops {
             let slot = (task.service_id.clone(), slot(view, task));
             running.entry(slot).or_default().push(task.id.to_string());
         }
