@@ -108,10 +108,7 @@ mod tests {
         assert!(of_web.publishable(&view, node, "no id").is_none());
         let one = Selection::of_task(&view, &first.name()).unwrap();
         assert!(one.has(first) && !one.has(second));
-        assert_eq!(
-            one.sources(&view).into_keys().collect::<Vec<_>>(),
-            [node.clone()]
-        );
+        assert!(one.sources(&view).keys().eq([node]));
         assert!(Selection::of_service(&view, "nothing").is_err());
     }
 }

@@ -64,7 +64,7 @@ fn status(node: &Node, member: &Member, leader: Option<&Id<Node>>) -> ManagerSta
         _ if leads => Reachability::Reachable,
         // What an earlier leader saw is better than nothing.
         Reachability::Unknown => before.unwrap_or(Reachability::Reachable),
-        seen => seen,
+        seen @ (Reachability::Reachable | Reachability::Unreachable) => seen,
     };
     ManagerStatus {
         raft_id: member.raft_id,

@@ -297,6 +297,18 @@ async fn of_services(node: &dyn Transport) {
         &["2/2", "*:8000->8000/tcp, *:8080->8000/tcp"],
     )
     .await;
+    of_logs(node).await;
+    shows(
+        node,
+        "service ps whoami",
+        &[" \\_ whoami.1", "Shutdown", "Running", " ago"],
+    )
+    .await;
+    shows(node, "explain whoami", &["every task of whoami runs"]).await;
+}
+
+/// Of a service that was replaced once.
+async fn of_logs(node: &dyn Transport) {
     let lines = shows(
         node,
         "service logs whoami",
@@ -318,13 +330,6 @@ async fn of_services(node: &dyn Transport) {
     );
     let (result, _, _) = run(node, "service logs --tail some whoami").await;
     assert!(result.unwrap_err().contains("want a number of lines"));
-    shows(
-        node,
-        "service ps whoami",
-        &[" \\_ whoami.1", "Shutdown", "Running", " ago"],
-    )
-    .await;
-    shows(node, "explain whoami", &["every task of whoami runs"]).await;
 }
 
 async fn of_modes(node: &dyn Transport) {

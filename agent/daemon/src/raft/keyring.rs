@@ -1,7 +1,7 @@
 //! What seals the records of a log: each is bound to its place in it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -63,8 +63,8 @@ impl Keyring {
     pub(super) fn add(&self, keys: &LogKeys) -> Result<(), HostError> {
         let mut sealers = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (number, key) in keys.iter() {
-            if !sealers.contains_key(&number) {
-                sealers.insert(number, Arc::new(Sealer::new(key.clone(), PURPOSE)?));
+            if let Entry::Vacant(place) = sealers.entry(number) {
+                place.insert(Arc::new(Sealer::new(key.clone(), PURPOSE)?));
             }
         }
         Ok(())

@@ -104,8 +104,7 @@ impl Link {
 
 impl Link {
     /// Remembers whether a message of the leader was answered.
-    fn noted<A>(&mut self, answer: Answer<A>) -> Answer<A> {
-        let answered = matches!(answer, Ok(_) | Err(RPCError::RemoteError(_)));
+    fn note(&mut self, answered: bool) {
         self.misses = match answered {
             true => 0,
             false => self.misses.saturating_add(1),
@@ -115,7 +114,6 @@ impl Link {
             self.reach
                 .send_if_modified(|reach| reach.insert(target, answered) != Some(answered));
         }
-        answer
     }
 }
 
@@ -126,7 +124,9 @@ impl RaftNetwork<RaftTypes> for Link {
         option: RPCOption,
     ) -> Answer<AppendEntriesResponse<u64>> {
         let answer = self.call(Method::Append, &request, option.hard_ttl()).await;
-        self.noted(answer)
+        // A refusal is an answer.
+        self.note(matches!(answer, Ok(_) | Err(RPCError::RemoteError(_))));
+        answer
     }
 
     async fn install_snapshot(

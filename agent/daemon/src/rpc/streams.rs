@@ -120,7 +120,7 @@ fn read_assignments(message: pb::AssignmentsMessage) -> (Assignments, Refused) {
         match change.assignment.and_then(|assignment| assignment.item) {
             Some(pb::assignment::Item::Task(task)) if update => match read_task(task) {
                 Ok(change) => changes.push(change),
-                Err(report) => refused.push(report),
+                Err(report) => refused.push(*report),
             },
             Some(pb::assignment::Item::Task(task)) => {
                 changes.extend(task.id.parse().map(AssignmentChange::Remove));
@@ -173,13 +173,13 @@ fn whole(results_in: String, changes: Vec<AssignmentChange>) -> Assignments {
 
 fn read_task(
     task: pb::Task,
-) -> Result<AssignmentChange, pb::update_task_status_request::TaskStatusUpdate> {
+) -> Result<AssignmentChange, Box<pb::update_task_status_request::TaskStatusUpdate>> {
     let id = task.id.clone();
     match protobuf::read_task(task) {
         Ok(task) => Ok(AssignmentChange::Update(Box::new(task))),
         Err(error) => {
             tracing::error!(task.id = %id, %error, "a task cannot be honoured: {error}");
-            Err(rejection(id, &error))
+            Err(Box::new(rejection(id, &error)))
         }
     }
 }

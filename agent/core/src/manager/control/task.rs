@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{
-    container, invalid, is_empty, names, process, reference, service::refuse, unsupported,
-};
+use super::{container, invalid, names, process, reference, service::refuse, unsupported};
 use crate::{
     api::{
         ApiError, NetworkAttachmentConfig, Placement, PlacementPreference, ResourceRequirements,

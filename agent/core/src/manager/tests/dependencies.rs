@@ -221,17 +221,14 @@ fn a_removal_and_a_use_that_meet_are_not_both_done() {
     }
 }
 
-#[test]
-fn references_are_checked_field_by_field() {
-    let mut bench = Bench::new(1);
-    let db = bench.create_secret("db", b"one").to_string();
-    let site = bench.create_config("site", b"two").to_string();
+/// Specs with one wrong reference to secret `db` or config `site`, each with its field and what is said of it.
+fn wrong_references(db: &str, site: &str) -> Vec<(ServiceSpec, &'static str, &'static str)> {
     let secrets = |list| with("web", list, json!([]));
     let config = |file: serde_json::Value| {
         let one = json!({"ConfigID": site, "ConfigName": "site", "File": file});
         with("web", json!([]), json!([one]))
     };
-    let cases = [
+    vec![
         (
             secrets(json!([reference("", "db", "x")])),
             "Secrets[0]",
@@ -243,12 +240,12 @@ fn references_are_checked_field_by_field() {
             "secret not found: db",
         ),
         (
-            secrets(json!([reference(&site, "db", "x")])),
+            secrets(json!([reference(site, "db", "x")])),
             "Secrets[0]",
             "secret not found: db",
         ),
         (
-            secrets(json!([reference(&db, "other", "x")])),
+            secrets(json!([reference(db, "other", "x")])),
             "Secrets[0]",
             "secret not found: other",
         ),
@@ -258,24 +255,24 @@ fn references_are_checked_field_by_field() {
             "no target provided",
         ),
         (
-            secrets(json!([reference(&db, "db", "")])),
+            secrets(json!([reference(db, "db", "")])),
             "Secrets[0].File.Name",
             "give a path",
         ),
         (
-            secrets(json!([reference(&db, "db", "../x")])),
+            secrets(json!([reference(db, "db", "../x")])),
             "Secrets[0].File.Name",
             "leave out ..",
         ),
         (
-            secrets(json!([reference(&db, "db", "/proc/1/x")])),
+            secrets(json!([reference(db, "db", "/proc/1/x")])),
             "Secrets[0].File.Name",
             "/proc",
         ),
         (
             secrets(json!([
-                reference(&db, "db", "x"),
-                reference(&db, "db", "/run/secrets/x")
+                reference(db, "db", "x"),
+                reference(db, "db", "/run/secrets/x")
             ])),
             "Secrets[1].File.Name",
             "conflicting target: /run/secrets/x",
@@ -295,8 +292,15 @@ fn references_are_checked_field_by_field() {
             "Configs[0].File.Mode",
             "0o10000",
         ),
-    ];
-    for (spec, field, words) in cases {
+    ]
+}
+
+#[test]
+fn references_are_checked_field_by_field() {
+    let mut bench = Bench::new(1);
+    let db = bench.create_secret("db", b"one").to_string();
+    let site = bench.create_config("site", b"two").to_string();
+    for (spec, field, words) in wrong_references(&db, &site) {
         let error = refused(&mut bench, &create(spec)).to_string();
         let field = format!("invalid TaskTemplate.ContainerSpec.{field}: ");
         assert!(

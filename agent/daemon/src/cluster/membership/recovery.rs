@@ -88,11 +88,12 @@ impl Membership {
                 return Err(ApiError::Conflict("swarm is not locked".to_owned()));
             }
         }
-        let identity = self.vault.unlock(key).map_err(|error| match error {
-            IdentityError::WrongKey => ApiError::Unauthorized(
-                "swarm could not be unlocked: invalid key provided".to_owned(),
-            ),
-            error => ApiError::Unavailable(error.to_string()),
+        let identity = self.vault.unlock(key).map_err(|error| {
+            if matches!(error, IdentityError::WrongKey) {
+                let why = "swarm could not be unlocked: invalid key provided";
+                return ApiError::Unauthorized(why.to_owned());
+            }
+            ApiError::Unavailable(error.to_string())
         })?;
         tracing::info!(node.id = %identity.node_id, "this manager was unlocked");
         self.resume(identity, None).await;

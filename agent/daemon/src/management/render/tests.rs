@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use skep_core::{
     api::{
-        Cluster, ContainerStatus, DriverState, Endpoint, EngineDescription, JoinTokens,
+        Cluster, ContainerStatus, DriverState, Endpoint, EngineDescription, JobStatus, JoinTokens,
         ManagerStatus, Meta, Network, NetworkAttachment, NetworkSpec, Node, NodeDescription,
         NodeSpec, NodeState, NodeStatus, Platform, Reachability, Resources, Role, RootCa, Service,
         ServiceSpec, Task, TaskState, TaskStatus, VirtualIp, node::Certificate,
@@ -85,6 +85,42 @@ fn a_service_is_as_docker_shows_it() {
     );
     shown["Spec"] = super::service::with_defaults(&service.spec);
     assert_eq!(shown, wanted);
+}
+
+#[test]
+fn a_job_shows_its_run_and_has_no_settings_for_updates() {
+    let mode = json!({ "ReplicatedJob": { "MaxConcurrent": 2, "TotalCompletions": 3 } });
+    let spec = json!({
+        "Name": "sum",
+        "TaskTemplate": { "ContainerSpec": { "Image": "busybox" } },
+        "Mode": mode,
+    });
+    let spec: ServiceSpec = document::parse(spec.to_string().as_bytes()).unwrap();
+    let service = Service {
+        id: id(6),
+        meta: any_meta(),
+        spec,
+        previous_spec: None,
+        spec_version: 12,
+        endpoint: Endpoint::default(),
+        update_status: None,
+        job_status: Some(JobStatus {
+            job_iteration: 4,
+            last_execution: at(2),
+        }),
+        pending_delete: false,
+    };
+    let shown = super::service::service(&service, |_| None);
+    assert_eq!(shown["Spec"]["Mode"], mode);
+    let run = json!({ "JobIteration": { "Index": 4 }, "LastExecution": at(2) });
+    assert_eq!(shown["JobStatus"], run);
+    let whole = super::service::with_defaults(&service.spec);
+    assert_eq!(
+        (&whole["UpdateConfig"], &whole["RollbackConfig"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(whole["Mode"], mode);
+    document::parse::<ServiceSpec>(whole.to_string().as_bytes()).unwrap();
 }
 
 #[test]
