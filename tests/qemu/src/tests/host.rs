@@ -54,13 +54,21 @@ pub(super) const TESTS: &[Test] = &[
     },
     Test {
         id: "daemons",
-        shows: "real skepds on loopback addresses form a swarm, keep it through kill -9, refuse wrong tokens and bytes",
+        shows: "real skepds on loopback addresses form a swarm, keep it through kill -9 and the loss of managers, refuse wrong tokens and bytes",
         slow: false,
         causes: &[],
         run: Run::Host(|paths| {
             cargo_aloud(
                 paths,
-                &["test", "--quiet", "--workspace", "--test", "swarm"],
+                &[
+                    "test",
+                    "--quiet",
+                    "--workspace",
+                    "--test",
+                    "swarm",
+                    "--test",
+                    "recovery",
+                ],
             )
         }),
     },

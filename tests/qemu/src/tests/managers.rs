@@ -60,7 +60,8 @@ fn availability(swarm: &Swarm<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What `node ls` says of a node's part among the managers.
+/// What `node ls` says of a node's part among the managers. Of several nodes with one name, as the spare one leaves them,
+/// the one that has a part.
 fn part(swarm: &Swarm<'_>, asked: &str, name: &str) -> Result<String> {
     let format = ["node", "ls", "--format", "{{.Hostname}}={{.ManagerStatus}}"];
     let listed = swarm
@@ -68,10 +69,10 @@ fn part(swarm: &Swarm<'_>, asked: &str, name: &str) -> Result<String> {
         .good("docker node ls")?;
     let found = listed
         .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    Ok(found
+        .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let part = found.map(str::trim).max_by_key(|part| part.len());
+    Ok(part
         .with_context(|| format!("no {name} in: {listed}"))?
-        .trim()
         .to_owned())
 }
 
@@ -95,21 +96,29 @@ fn joins_as_manager_and_leaves(swarm: &Swarm<'_>, spare: &str) -> Result<()> {
     let place = std::slice::from_ref(swarm.cluster.place(spare)?);
     swarm.cluster.wait_ready(place, READY_PATIENCE)?;
     wait_part(swarm, swarm.manager(), spare, &["Reachable"])?;
+    let id = swarm
+        .docker_on(
+            Release::Trixie,
+            spare,
+            &["info", "--format", "{{.Swarm.NodeID}}"],
+        )?
+        .good("docker info")?;
+    let id = id.trim();
     // It answers for the whole swarm, and forwards what the leader must decide.
     let on_spare = |arguments: &[&str]| swarm.docker_on(Release::Trixie, spare, arguments);
     on_spare(&["service", "create", "--detach", "--name", "web", "whoami"])?.good("create")?;
     swarm.wait_running("web", 1)?;
     let refused = refusal(&on_spare(&["swarm", "leave"])?, "a manager's leave")?;
     must_contain(&refused, &["--force"])?;
-    let refused = swarm.refused(&["node", "rm", "--force", spare])?;
+    let refused = swarm.refused(&["node", "rm", "--force", id])?;
     must_contain(&refused, &["must be demoted"])?;
     on_spare(&["swarm", "leave", "--force"])?.good("swarm leave --force")?;
     // The one that is left is a majority by itself.
     swarm.docker(&["service", "rm", "web"])?;
     wait_part(swarm, swarm.manager(), spare, &[""])?;
-    eventually(CONVERGENCE, || swarm.docker(&["node", "rm", spare]))?;
-    let listed = swarm.docker(&["node", "ls", "--format", "{{.Hostname}}"])?;
-    ensure!(!listed.contains(spare), "{spare} was removed and is listed");
+    eventually(CONVERGENCE, || swarm.docker(&["node", "rm", id]))?;
+    let listed = swarm.docker(&["node", "ls", "--quiet"])?;
+    ensure!(!listed.contains(id), "{spare} was removed and is listed");
     Ok(())
 }
 

@@ -80,12 +80,12 @@ fn modules(swarm: &Swarm<'_>) -> Result<()> {
 fn listeners(swarm: &Swarm<'_>) -> Result<()> {
     for place in &swarm.cluster.places()[..3] {
         let mut wanted = BTreeSet::from([
-            "tcp *:2376",
+            "tcp 0.0.0.0:2376",
             "udp 0.0.0.0:4789",
             "udp 192.168.76.15%wayout:68",
         ]);
         if place.role == Role::Manager {
-            wanted.insert("tcp *:2377");
+            wanted.insert("tcp 0.0.0.0:2377");
         }
         let said = swarm.debug(&place.name, "ss -Hlntu | awk '{ print $1, $5 }'")?;
         let open: BTreeSet<&str> = said.lines().map(str::trim).collect();
@@ -140,17 +140,15 @@ fn host_network(swarm: &Swarm<'_>, spare: &str) -> Result<()> {
     networkd_leaves_our_links(swarm, spare)
 }
 
-/// What udev calls a NIC that the command line has given another name.
+/// What udev calls a NIC that the command line has given another name: by its place on the PCI bus.
 fn name_of_way_out(swarm: &Swarm<'_>, node: &str) -> Result<String> {
-    let said = swarm.debug(node, "ip link show dev wayout")?;
-    let names = said
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("altname "));
-    // The other one is made of the hardware address.
-    let by_slot = names.map(str::trim).find(|name| !name.starts_with("enx"));
-    Ok(by_slot
-        .with_context(|| format!("udev has no name for it: {said}"))?
-        .to_owned())
+    let said = swarm.debug(node, "readlink -f /sys/class/net/wayout/device")?;
+    let place = said.split('/').find_map(|part| part.strip_prefix("0000:"));
+    let slot = place
+        .and_then(|place| place.strip_prefix("00:")?.strip_suffix(".0"))
+        .and_then(|slot| u8::from_str_radix(slot, 16).ok())
+        .with_context(|| format!("not on the first PCI bus: {said}"))?;
+    Ok(format!("enp0s{slot}"))
 }
 
 fn over_the_vlan(swarm: &Swarm<'_>, node: &str, address: &str) -> Result<()> {

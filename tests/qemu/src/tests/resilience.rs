@@ -354,13 +354,14 @@ fn cut_off_and_alone(swarm: &Swarm<'_>, here: &Task) -> Result<()> {
         ensure!(elsewhere == 3, "{elsewhere} of 3 tasks run on the others");
         Ok(())
     })?;
-    let answers: BTreeSet<String> = (0..6)
-        .map(|_| swarm.get(node, 8000))
-        .collect::<Result<_>>()
-        .context("a node that is cut off must go on from the last state")?;
-    ensure!(
-        answers.contains(&format!("I'm {}", here.hostname())),
-        "{node} alone answers {answers:?}"
-    );
-    Ok(())
+    // It still takes the tasks behind the cut for tasks: every third request finds its own.
+    eventually(CONVERGENCE, || {
+        let answer = swarm.get(node, 8000)?;
+        ensure!(
+            answer == format!("I'm {}", here.hostname()),
+            "{answer:?} is not the task that is left"
+        );
+        Ok(())
+    })
+    .context("a node that is cut off must go on from the last state")
 }

@@ -347,7 +347,8 @@ fn service_logs(swarm: &Swarm<'_>) -> Result<()> {
         );
         for task in &tasks {
             let line = format!("@{}    | hello from {}", task.node, task.hostname());
-            must_contain(&said.stdout, &[&line])?;
+            must_contain(&said.stdout, &[&line])
+                .with_context(|| format!("standard error: {}", said.stderr))?;
         }
         let warnings = said.stderr.matches("| careful").count();
         ensure!(
@@ -356,9 +357,16 @@ fn service_logs(swarm: &Swarm<'_>) -> Result<()> {
         );
         Ok(())
     })?;
-    let last = of(&["--raw", "--tail", "1"])?;
-    let lines = last.stdout.lines().count() + last.stderr.lines().count();
-    ensure!(lines == 3, "{lines} lines are the last ones of 3 tasks");
+    let last = of(&["--tail", "1"])?;
+    let last = format!("{}{}", last.stdout, last.stderr);
+    for task in &tasks {
+        let own = format!("web.{}.{}@", task.slot, &task.id[..12]);
+        let lines = last.lines().filter(|line| line.starts_with(&own)).count();
+        ensure!(
+            lines == 1,
+            "{lines} lines are the last one of {own}: {last}"
+        );
+    }
     let skep = swarm
         .skep(swarm.manager(), &["service", "logs", "web"])?
         .good("skep service logs")?;
