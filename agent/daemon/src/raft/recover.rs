@@ -3,7 +3,7 @@
 //! While raft is stopped, one commit appends two entries to its log: a membership of nobody but itself, and what
 //! becomes of the other managers. When raft starts again, it elects itself and commits them with all that was not
 //! committed before: an entry that the lost majority may have acknowledged is never dropped. The term and the index only
-//! grow, and the group gets a name of its own ([`super::lineage`]).
+//! grow, and the group gets a name of its own (`raft::lineage`).
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -287,7 +287,8 @@ fn modes(client: &Client) {
         ],
     );
     client.shows("service inspect --pretty agent", &["Global"]);
-    client.shows("service inspect --pretty sum", &["ReplicatedJob"]);
+    // The older client has no word for the mode of a job.
+    client.shows("service inspect --pretty sum", &["Name:\t\tsum"]);
     let refused = client.fails("service scale agent=2");
     assert!(
         refused.contains("scale can only be used with replicated"),
