@@ -228,7 +228,7 @@ fn malformed_bodies(swarm: &Swarm<'_>) -> Result<()> {
         let status = client.get(path)?.status;
         ensure!((400..600).contains(&status), "GET {path} answers {status}");
     }
-    let unsupported = client.request("POST", "/secrets/create", &json, b"{}")?;
+    let unsupported = client.request("POST", "/volumes/create", &json, b"{}")?;
     ensure!(
         unsupported.status == 501,
         "what is not there yet answers {}",

@@ -163,9 +163,16 @@ fn errors(swarm: &Swarm<'_>) -> Result<()> {
         ),
         (
             &[
-                "service", "create", "--detach", "--name", "x", "--mode", "global", "whoami",
+                "service",
+                "create",
+                "--detach",
+                "--name",
+                "x",
+                "--publish",
+                "mode=host,target=80",
+                "whoami",
             ],
-            &["global"],
+            &["host"],
         ),
         (
             &[

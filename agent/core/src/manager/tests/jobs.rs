@@ -284,3 +284,30 @@ fn a_job_that_is_rolled_back_runs_again_as_it_was() {
     assert_eq!(service.iteration(), Some(2));
     assert_eq!(service.update_status, None);
 }
+
+#[test]
+fn a_node_that_is_silent_before_it_is_down_holds_a_job_up_only_so_long() {
+    for silent in ["node1", "node2", "node3"] {
+        let mut bench = Bench::new(3);
+        let dead = bench.node(silent).id;
+        let id = bench.create(&job("sum", 2, 3));
+        for round in 0..100 {
+            bench.settle();
+            let live = bench.live(&id);
+            let there = live.iter().filter(|it| it.node_id.as_ref() != Some(&dead));
+            for task in there {
+                let state = match (task.desired_state, task.status.state) {
+                    (TaskState::Ready, _) => TaskState::Ready,
+                    (_, TaskState::Running) => TaskState::Complete,
+                    (_, _) => TaskState::Running,
+                };
+                bench.report(task, state);
+            }
+            if round == 30 {
+                bench.lose(silent);
+            }
+            bench.wait(Duration::from_millis(500));
+        }
+        assert_eq!(status(&bench, &id).2, 3, "{:#?}", bench.tasks(&id));
+    }
+}
