@@ -73,7 +73,15 @@ fn once_per_node(swarm: &Swarm<'_>, spare: &str) -> Result<()> {
             None => Ok(()),
         }
     })?;
-    swarm.docker(&["service", "rm", "agent"]).map(drop)
+    swarm.docker(&["service", "rm", "agent"])?;
+    // One that has just lost its power is given tasks for a while: what comes next shall find it down.
+    swarm.cluster.vm(spare)?.power_cut()?;
+    eventually(CONVERGENCE, || {
+        let state = ["node", "inspect", "--format", "{{.Status.State}}", &joined];
+        let state = swarm.docker(&state)?;
+        ensure!(state.trim() == "down", "{spare} is {}", state.trim());
+        Ok(())
+    })
 }
 
 fn words(text: &str) -> Vec<&str> {
