@@ -301,6 +301,14 @@ fn remove_strangers(swarm: &Swarm<'_>) -> Result<()> {
             swarm.docker(&[kind, "rm", name])?;
         }
     }
+    // Machines of earlier tests that are off: their names would be taken for those of nodes that are there.
+    let format = "{{.ID}} {{.Status}} {{.ManagerStatus}}";
+    let nodes = swarm.docker(&["node", "ls", "--format", format])?;
+    for line in nodes.lines() {
+        if let [id, "Down"] = line.split_whitespace().collect::<Vec<_>>()[..] {
+            swarm.docker(&["node", "rm", id])?;
+        }
+    }
     Ok(())
 }
 
