@@ -211,7 +211,7 @@ fn spread_over_labels(swarm: &Swarm<'_>) -> Result<()> {
     eventually(CONVERGENCE, || {
         let rows = swarm.docker(&["service", "ps", "--no-trunc", "nowhere"])?;
         // Spare nodes that were there before are counted by themselves.
-        let why = "scheduling constraints not satisfied on 3 nodes)";
+        let why = "scheduling constraints not satisfied on 3 nodes";
         must_contain(&rows, &["Pending", "no suitable node (", why])
     })?;
     for node in NODES {
