@@ -197,17 +197,21 @@ fn errors(swarm: &Swarm<'_>) -> Result<()> {
             arguments.join(" ")
         );
     }
-    let ours = refusal(
-        &swarm.skep(swarm.manager(), &["service", "inspect", "nope"])?,
-        "skep service inspect nope",
-    )?;
-    must_contain(&ours, &["nope"])?;
+    refused_by_skep(swarm)?;
     let names = swarm.docker(&["service", "ls", "--format", "{{.Name}}"])?;
     ensure!(
         names.lines().count() == 2,
         "something half-done is left: {names}"
     );
     Ok(())
+}
+
+fn refused_by_skep(swarm: &Swarm<'_>) -> Result<()> {
+    let ours = refusal(
+        &swarm.skep(swarm.manager(), &["service", "inspect", "nope"])?,
+        "skep service inspect nope",
+    )?;
+    must_contain(&ours, &["nope"])
 }
 
 fn inspect(swarm: &Swarm<'_>) -> Result<()> {
